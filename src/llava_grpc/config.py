@@ -1,0 +1,147 @@
+"""Settings: parsed once at the edge (the CLI, which reads environment variables too), checked, handed down frozen.
+
+Times are seconds, sizes bytes, unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PROTOCOL_VERSION = 1
+"""The version of the contract that this release speaks."""
+
+DEFAULT_CONTROLLER_PORT = 21001
+DEFAULT_WORKER_PORT = 21002
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class SettingsError(ValueError):
+    """A setting makes no sense; the message names it and says what would."""
+
+
+def _demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise SettingsError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What an engine is told. What does not concern it, it ignores; `options` are checked by the engine itself."""
+
+    model_path: str = ""
+    """Folder of a checkpoint, or a hub name. Empty: the bundled demo model."""
+    model_name: str = ""
+    """Name to serve under. Empty: the last part of the path, or `parent_checkpoint-N`, as in LLaVA."""
+    aliases: tuple[str, ...] = ()
+    """Further names for it."""
+    device: str = "auto"
+    """torch device; "auto" takes a GPU where there is one."""
+    dtype: str = "auto"
+    """Element type; "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    threads: int = 0
+    """CPU threads that torch may use. 0: as many as there are cores. Too many slow every worker of the machine."""
+    slots: int = 0
+    """Requests computed at once. 0: the engine's own choice."""
+    max_new_tokens_limit: int = 1024
+    """The longest answer that may be asked for, in tokens."""
+    context_tokens: int = 0
+    """Upper bound for prompt and answer together. 0: the model's own."""
+    kv_tokens: int = 0
+    """Tokens that the KV cache holds, over all requests. 0: enough for the slots, within the device's memory."""
+    batch_tokens: int = 0
+    """Tokens computed in one step at most (prompt chunks and decodes). 0: the engine's own choice."""
+    page_size: int = 16
+    """Tokens in a page of the KV cache. Prefixes are shared in whole pages: large pages share less."""
+    max_image_pixels: int = 50_000_000
+    """Pictures of more pixels are refused before they are decoded."""
+    max_images: int = 16
+    """Pictures in one request at most."""
+    image_cache_bytes: int = 256 * 1024 * 1024
+    """Memory for features of pictures seen before."""
+    speed: float | None = None
+    """Advertised speed. None: as measured."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of this engine alone, by name (`--engine-option name=value`)."""
+
+    def __post_init__(self) -> None:
+        _demand(self.threads >= 0, "threads cannot be negative")
+        _demand(self.slots >= 0, "slots cannot be negative")
+        _demand(self.max_new_tokens_limit >= 1, "the limit of new tokens must be at least 1")
+        _demand(self.page_size >= 1, "a page holds at least 1 token")
+        if self.speed is not None:
+            _demand(math.isfinite(self.speed) and self.speed >= 0, "speed must be finite and not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What every node that listens is told."""
+
+    host: str = "127.0.0.1"
+    """Interface to listen on. Anything but loopback asks for thought: see join_token."""
+    port: int
+    """0: any free one."""
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    """The largest message taken or sent."""
+    grace: float = 5.0
+    """At a clean stop, running streams may go on for this long."""
+
+    def __post_init__(self) -> None:
+        _demand(0 <= self.port <= 65535, f"port {self.port} does not exist; use 0 to 65535")
+        _demand(self.max_message_bytes >= 1024, "messages need at least 1 KiB")
+        _demand(self.grace >= 0, "grace cannot be negative")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """What a controller is told."""
+
+    server: ServerSettings
+    strategy: str = "shortest_queue"
+    """Dispatch strategy by name: one of core.strategies.STRATEGIES."""
+    heartbeat_interval: float = 30.0
+    """Handed to workers when they register."""
+    heartbeat_expiry: float = 90.0
+    """A worker silent for this long is dropped. Three intervals forgive two lost heartbeats."""
+    join_token: str = ""
+    """What workers must show. Required where the controller listens beyond loopback."""
+    max_attempts: int = 3
+    """Workers tried for one request before its first token."""
+
+    def __post_init__(self) -> None:
+        _demand(self.heartbeat_interval > 0, "the heartbeat interval must be above 0")
+        _demand(
+            self.heartbeat_expiry > self.heartbeat_interval,
+            f"expiry ({self.heartbeat_expiry:g} s) must be longer than the interval ({self.heartbeat_interval:g} s)",
+        )
+        _demand(self.max_attempts >= 1, "at least one attempt is needed")
+        _demand(
+            self.server.on_loopback or bool(self.join_token),
+            f"a controller that listens on {self.server.host} needs a join token, or anybody could register as a "
+            "worker: set --join-token (or LLAVA_GRPC_JOIN_TOKEN), or listen on 127.0.0.1",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker is told."""
+
+    server: ServerSettings
+    engine_name: str = "transformers"
+    """Engine by name."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    controllers: tuple[str, ...] = (f"127.0.0.1:{DEFAULT_CONTROLLER_PORT}",)
+    """Addresses to register at. Empty: none (the worker is asked directly)."""
+    address: str = ""
+    """Address to advertise. Empty: the one it listens on."""
+    join_token: str = ""
+    """Shown to controllers."""
+    check_heartbeat: bool = True
+    """Whether controllers shall drop it when its heartbeats stop."""

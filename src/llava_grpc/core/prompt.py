@@ -1,0 +1,196 @@
+"""What is asked: prompts, sampling options and the request around them, as values.
+
+Law: a value of this module that exists is well-formed; each is checked as it is made and raises the error that the
+caller gets to see. Checks that need the model (context length, does it see) are the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from llava_grpc.errors import (
+    ImageCountError,
+    ImageInvalidError,
+    PromptInvalidError,
+    RequestIdInvalidError,
+    SamplingInvalidError,
+)
+
+IMAGE_PLACEHOLDER = "<image>"
+GREEDY_BELOW = 0.001
+DEFAULT_MAX_NEW_TOKENS = 256
+MAX_STOP_STRINGS = 16
+MAX_REQUEST_ID = 128
+MAX_SEED = 2**64 - 1
+
+
+class Role(Enum):
+    """Who speaks in a turn."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture: its encoded bytes, or the sha256 (32 bytes) of a picture that the worker has seen."""
+
+    data: bytes = b""
+    sha256: bytes = b""
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.sha256):
+            raise ImageInvalidError("a picture needs either bytes or a sha256 digest, and has neither or both")
+        if self.sha256 and len(self.sha256) != 32:
+            raise ImageInvalidError(
+                f"a sha256 digest has 32 bytes, this one {len(self.sha256)}", remedy="Send the raw digest, not its hex"
+            )
+
+
+Part = str | Image
+"""A piece of a turn: text, or a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side said: parts in order, at least one."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise PromptInvalidError("a turn has no parts", remedy="Give each turn text or a picture")
+        if self.role is not Role.USER and any(isinstance(part, Image) for part in self.parts):
+            raise PromptInvalidError(
+                f"a picture in a turn of the {self.role.value}", remedy="Pictures belong to the user's turns"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns, oldest first: a system turn at most at the start, the user's last."""
+
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise PromptInvalidError("the conversation is empty")
+        if any(turn.role is Role.SYSTEM for turn in self.turns[1:]):
+            raise PromptInvalidError("a system turn that is not the first", remedy="Put it first")
+        if self.turns[-1].role is not Role.USER:
+            raise PromptInvalidError(f"the last turn is the {self.turns[-1].role.value}'s, not the user's")
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All pictures, in order."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Image))
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """Text with no template applied; each ``<image>`` stands for the next picture."""
+
+    text: str
+    images: tuple[Image, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise PromptInvalidError("the raw prompt is empty", remedy="Give it text")
+        placeholders = self.text.count(IMAGE_PLACEHOLDER)
+        if placeholders != len(self.images):
+            raise ImageCountError(
+                f"the prompt has {placeholders} {IMAGE_PLACEHOLDER} for {len(self.images)} pictures",
+                metadata={"placeholders": str(placeholders), "images": str(len(self.images))},
+            )
+
+    def parts(self) -> Iterator[Part]:
+        """Text and pictures in order; empty text between them is left out."""
+        pieces = self.text.split(IMAGE_PLACEHOLDER)
+        for index, piece in enumerate(pieces):
+            if piece:
+                yield piece
+            if index < len(self.images):
+                yield self.images[index]
+
+
+Prompt = Conversation | RawPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen and when to stop. Temperatures of 0.001 and less are greedy, as in LLaVA.
+
+    `max_new_tokens` None means 256, or what the context leaves if that is less. `seed` None means: draw one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        def refuse(what: str, remedy: str) -> SamplingInvalidError:
+            return SamplingInvalidError(what, remedy=remedy)
+
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise refuse(f"temperature is {self.temperature}", "Use 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:  # false for NaN as well
+            raise refuse(f"top_p is {self.top_p}", "Use a number above 0 and at most 1")
+        if self.top_k < 0:
+            raise refuse(f"top_k is {self.top_k}", "Use 0 (all tokens) or more")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise refuse(f"max_new_tokens is {self.max_new_tokens}", "Use at least 1")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise refuse(f"seed is {self.seed}", "Use a number from 0 to 2**64 - 1")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise refuse(f"{len(self.stop)} stop strings", f"Use at most {MAX_STOP_STRINGS}")
+        if any(not stop for stop in self.stop):
+            raise refuse("a stop string is empty", "Leave it out")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature <= GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A prompt, how to answer it, and where to go on.
+
+    `emitted_token_ids` were delivered by earlier attempts: the answer goes on after them, offsets counting them in.
+    """
+
+    request_id: str
+    model: str
+    prompt: Prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    attempt: int = 0
+    emitted_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_request_id(self.request_id)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All pictures, in order."""
+        return self.prompt.images
+
+    def with_seed(self, seed: int) -> GenerationRequest:
+        """The same request with a seed, where it had none."""
+        if self.sampling.seed is not None:
+            return self
+        return replace(self, sampling=replace(self.sampling, seed=seed))
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises RequestIdInvalidError unless it is fit for logs and metadata; empty is fit."""
+    if len(request_id) > MAX_REQUEST_ID or any(not 33 <= ord(character) <= 126 for character in request_id):
+        raise RequestIdInvalidError(f"the request id {request_id[:40]!r} cannot be used")

@@ -1,0 +1,244 @@
+"""The live set: who is there, what they serve, how busy they are.
+
+Laws:
+1. An address has at most one live incarnation; what an earlier one says is answered "unknown".
+2. Liveness is the time that this registry is handed (the controller's monotonic clock), never a sender's.
+3. In-flight counts are this controller's own. A heartbeat's load tells only what others put on the worker: the excess
+   over our own count. It reconciles, it never overwrites.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
+from llava_grpc.core.stream import Fingerprint, ModelCard
+from llava_grpc.errors import RegistrationInvalidError
+
+_ADDRESS = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a worker says of itself. Checked as it is made.
+
+    `speed` is relative, tokens per second where measured; `slots` are requests answered at once.
+    """
+
+    address: str
+    incarnation: str
+    cards: tuple[ModelCard, ...]
+    speed: float
+    slots: int
+    check_heartbeat: bool = True
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        def refuse(cause: str, remedy: str) -> RegistrationInvalidError:
+            return RegistrationInvalidError(cause, remedy=remedy)
+
+        match = _ADDRESS.match(self.address)
+        if match is None or not 0 < int(match[2]) <= 65535:
+            raise refuse(f"the address {self.address!r} cannot be called", "Advertise HOST:PORT")
+        if not self.incarnation:
+            raise refuse("the incarnation is empty", "Draw one at start, e.g. a UUID")
+        if not self.cards or any(not card.name for card in self.cards):
+            raise refuse("no model, or one without a name", "Register at least one named model")
+        if not math.isfinite(self.speed) or self.speed < 0:
+            raise refuse(f"speed is {self.speed}", "Use a finite number, 0 or more")
+        if self.slots < 1:
+            raise refuse(f"slots is {self.slots}", "Use at least 1")
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker on the register. Changed by the registry alone."""
+
+    registration: Registration
+    registered_at: float
+    last_sign: float
+    state: WorkerState = WorkerState.JOINING
+    sequence: int = 0
+    in_flight: int = 0
+    reported_running: int = 0
+    reported_waiting: int = 0
+    external: int = 0
+
+    @property
+    def address(self) -> str:
+        return self.registration.address
+
+    @property
+    def incarnation(self) -> str:
+        return self.registration.incarnation
+
+    @property
+    def queue_length(self) -> int:
+        """Requests on it, ours and others'."""
+        return self.in_flight + self.external
+
+    @property
+    def has_room(self) -> bool:
+        return self.queue_length < self.registration.slots
+
+    def see(self, event: WorkerEvent) -> None:
+        self.state = next_state(self.state, event)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model of the fleet and how many live workers serve it."""
+
+    card: ModelCard
+    workers: int
+
+
+@dataclass(slots=True)
+class Registry:
+    """See the module. `expiry` is in seconds, as are all times handed in as `now`."""
+
+    expiry: float
+    _workers: dict[str, Worker] = field(default_factory=dict)
+    _by_model: dict[str, dict[str, Worker]] = field(default_factory=dict)
+    _by_alias: dict[str, dict[str, Worker]] = field(default_factory=dict)
+    _ever_served: set[str] = field(default_factory=set)
+
+    # ------------------------------------------------------------------------------------------------- membership
+
+    def register(self, registration: Registration, now: float) -> Worker | None:
+        """Put a worker that was reached on the register. Returns the one it replaces, if another life was there."""
+        present = self._workers.get(registration.address)
+        replaced = None
+        worker = Worker(registration, registered_at=now, last_sign=now)
+        if present is not None:
+            self._remove(present)
+            if present.incarnation == registration.incarnation:
+                # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
+                worker.in_flight, worker.sequence = present.in_flight, present.sequence
+                worker.registered_at = present.registered_at
+            else:
+                present.see(WorkerEvent.REPLACED)
+                replaced = present
+        worker.see(WorkerEvent.REACHED)
+        self._workers[registration.address] = worker
+        for card in registration.cards:
+            self._by_model.setdefault(card.name, {})[registration.address] = worker
+            for alias in card.aliases:
+                self._by_alias.setdefault(alias, {})[registration.address] = worker
+            self._ever_served.update((card.name, *card.aliases))
+        return replaced
+
+    def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int, now: float) -> bool:
+        """Take a sign of life; False where no such life is known. An old sequence number changes no load."""
+        worker = self.find(address, incarnation)
+        if worker is None:
+            return False
+        worker.last_sign = max(worker.last_sign, now)
+        worker.see(WorkerEvent.SIGN_OF_LIFE)
+        if sequence > worker.sequence:
+            worker.sequence = sequence
+            worker.reported_running, worker.reported_waiting = running, waiting
+            worker.external = max(0, running + waiting - worker.in_flight)
+        return True
+
+    def deregister(self, address: str, incarnation: str) -> Worker | None:
+        """Take a worker off at its own wish; None where no such life is known."""
+        worker = self.find(address, incarnation)
+        if worker is not None:
+            worker.see(WorkerEvent.LEFT)
+            self._remove(worker)
+        return worker
+
+    def expire(self, now: float) -> list[Worker]:
+        """Take off and return the workers that were silent for longer than `expiry`."""
+        expired = [worker for worker in self._workers.values() if self._expires(worker) and self._due(worker) <= now]
+        for worker in expired:
+            worker.see(WorkerEvent.EXPIRED)
+            self._remove(worker)
+        return expired
+
+    def next_expiry(self) -> float | None:
+        """When the next worker expires if nothing more is heard; None where none can."""
+        return min((self._due(worker) for worker in self._workers.values() if self._expires(worker)), default=None)
+
+    def call_failed(self, address: str, incarnation: str) -> None:
+        """The transport to a worker broke: no work for it until its next sign of life."""
+        worker = self.find(address, incarnation)
+        if worker is not None:
+            worker.see(WorkerEvent.CALL_FAILED)
+
+    def find(self, address: str, incarnation: str) -> Worker | None:
+        """The worker of that address in that life."""
+        worker = self._workers.get(address)
+        return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def workers(self) -> list[Worker]:
+        """All of them, in order of address."""
+        return [self._workers[address] for address in sorted(self._workers)]
+
+    @staticmethod
+    def _expires(worker: Worker) -> bool:
+        return worker.registration.check_heartbeat
+
+    def _due(self, worker: Worker) -> float:
+        return worker.last_sign + self.expiry
+
+    def _remove(self, worker: Worker) -> None:
+        del self._workers[worker.address]
+        for card in worker.registration.cards:
+            _discard(self._by_model, card.name, worker.address)
+            for alias in card.aliases:
+                _discard(self._by_alias, alias, worker.address)
+
+    # ----------------------------------------------------------------------------------------------------- models
+
+    def serving(self, name: str) -> Iterable[Worker]:
+        """Workers on the register that serve the model of that name; if there is none, of that alias."""
+        return (self._by_model.get(name) or self._by_alias.get(name) or {}).values()
+
+    def was_served(self, name: str) -> bool:
+        """Whether anybody ever served a model of that name or alias."""
+        return name in self._ever_served
+
+    def model_names(self) -> list[str]:
+        """Names of the models of workers on the register, in order."""
+        return sorted(self._by_model)
+
+    def models(self) -> Iterator[ListedModel]:
+        """The union over the workers that may get work, in order of name.
+
+        Where workers differ, aliases are united, sight must be everybody's, the context is the shortest, and the
+        fingerprint is empty.
+        """
+        for name in self.model_names():
+            cards = [
+                card
+                for worker in self._by_model[name].values()
+                if worker.state is WorkerState.ALIVE
+                for card in worker.registration.cards
+                if card.name == name
+            ]
+            if cards:
+                yield ListedModel(_united(cards), len(cards))
+
+
+def _united(cards: list[ModelCard]) -> ModelCard:
+    fingerprints = {card.fingerprint for card in cards}
+    return ModelCard(
+        name=cards[0].name,
+        aliases=tuple(sorted({alias for card in cards for alias in card.aliases})),
+        sees_images=all(card.sees_images for card in cards),
+        context_tokens=min(card.context_tokens for card in cards),
+        fingerprint=fingerprints.pop() if len(fingerprints) == 1 else Fingerprint(quantization=""),
+    )
+
+
+def _discard(index: dict[str, dict[str, Worker]], name: str, address: str) -> None:
+    entries = index.get(name)
+    if entries is not None:
+        entries.pop(address, None)
+        if not entries:
+            del index[name]

@@ -1,0 +1,99 @@
+"""What is answered: the events of a stream, and what is known of a model, as values.
+
+A stream is one Started, any number of Deltas whose offsets follow on one another, one Finished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Everything that decides which tokens come out; exact resume needs equal ones."""
+
+    weights: str = ""
+    dtype: str = ""
+    quantization: str = "none"
+    tokenizer: str = ""
+    engine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model that can be asked for. `context_tokens` bounds prompt, pictures and answer together."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    sees_images: bool = True
+    context_tokens: int = 2048
+    fingerprint: Fingerprint = Fingerprint()
+
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` is its name or an alias."""
+        return name == self.name or name in self.aliases
+
+
+class FinishReason(Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: the whole prompt, of these the pictures', and those generated (with undelivered ones that ended it)."""
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds since the worker received the request: compute began, first token, end."""
+
+    queue: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker has taken the request up."""
+
+    request_id: str
+    model: str
+    seed: int
+    fingerprint: Fingerprint
+    worker_address: str
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text and exactly its tokens; `end_offset` counts the answer's tokens delivered so far, these included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    end_offset: int
+
+    def joined(self, later: Delta) -> Delta:
+        """This delta and the one that follows it, as one."""
+        return Delta(self.text + later.text, self.token_ids + later.token_ids, later.end_offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of the answer."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings = Timings()
+    stop_sequence: str = ""
+
+
+Event = Started | Delta | Finished

@@ -1,0 +1,1 @@
+"""The protobuf edge: conversions, statuses, channels, servers. The only floor that sees both pb2 and core."""
