@@ -1,0 +1,1 @@
+"""The controller: the register of workers, and the one address that clients talk to."""

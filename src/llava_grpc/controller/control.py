@@ -1,0 +1,154 @@
+"""ControllerService: Register, Heartbeat, Deregister, ListWorkers."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from llava_grpc.config import PROTOCOL_VERSION
+from llava_grpc.controller.fleet import Fleet
+from llava_grpc.core.registry import Registration, Worker
+from llava_grpc.core.states import WorkerState
+from llava_grpc.errors import AddressTakenError, JoinRefusedError, ProtocolVersionError, WorkerUnreachableError
+from llava_grpc.rpc.channels import open_channel
+from llava_grpc.rpc.convert import card_from_pb, duration_to_pb
+from llava_grpc.rpc.status import typed_errors
+from llava_grpc.v1 import controller_pb2 as pb
+from llava_grpc.v1 import worker_pb2
+from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
+
+if TYPE_CHECKING:
+    from llava_grpc.v1.worker_pb2_grpc import WorkerServiceAsyncStub
+
+CALL_BACK_TIMEOUT = 5.0
+"""Seconds that a worker has to answer at the address that it advertises."""
+
+_STATES = {
+    WorkerState.JOINING: pb.WORKER_STATE_JOINING,
+    WorkerState.ALIVE: pb.WORKER_STATE_ALIVE,
+    WorkerState.SUSPECT: pb.WORKER_STATE_SUSPECT,
+    WorkerState.DRAINING: pb.WORKER_STATE_DRAINING,
+    WorkerState.DEAD: pb.WORKER_STATE_DEAD,
+}
+
+_log = logging.getLogger(__name__)
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlServicer:
+    """See the module."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    @typed_errors
+    async def Register(self, request: pb.RegisterRequest, context: _Context) -> pb.RegisterResponse:  # noqa: N802
+        self._check_join_token(context)
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolVersionError(
+                f"the worker speaks version {request.protocol_version} of the contract, this controller "
+                f"{PROTOCOL_VERSION}"
+            )
+        registration = Registration(
+            address=request.address,
+            incarnation=request.incarnation,
+            cards=tuple(card_from_pb(model) for model in request.models),
+            speed=request.speed,
+            slots=request.slots,
+            check_heartbeat=request.check_heartbeat if request.HasField("check_heartbeat") else True,
+            version=request.version,
+        )
+        await self._call_back(registration)
+        replaced = self._fleet.admit(registration)
+        _log.info(
+            "worker %s registered: models=%s speed=%g slots=%d%s",
+            registration.address,
+            ",".join(card.name for card in registration.cards),
+            registration.speed,
+            registration.slots,
+            " (replaces an earlier life)" if replaced else "",
+        )
+        settings = self._fleet.settings
+        return pb.RegisterResponse(
+            heartbeat_interval=duration_to_pb(settings.heartbeat_interval),
+            expiry=duration_to_pb(settings.heartbeat_expiry),
+        )
+
+    @typed_errors
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:  # noqa: N802
+        self._check_join_token(context)
+        known = self._fleet.registry.heartbeat(
+            request.address,
+            request.incarnation,
+            request.sequence,
+            request.load.running,
+            request.load.waiting,
+            self._fleet.clock(),
+        )
+        return pb.HeartbeatResponse(known=known)
+
+    @typed_errors
+    async def Deregister(self, request: pb.DeregisterRequest, context: _Context) -> pb.DeregisterResponse:  # noqa: N802
+        self._check_join_token(context)
+        worker = self._fleet.deregister(request.address, request.incarnation)
+        if worker is not None:
+            _log.info("worker %s left", worker.address)
+        return pb.DeregisterResponse(was_known=worker is not None)
+
+    @typed_errors
+    async def ListWorkers(  # noqa: N802
+        self, request: pb.ListWorkersRequest, context: _Context
+    ) -> pb.ListWorkersResponse:
+        now, wall = self._fleet.clock(), time.time()
+        return pb.ListWorkersResponse(
+            workers=[_worker_to_pb(worker, now, wall) for worker in self._fleet.registry.workers()]
+        )
+
+    def _check_join_token(self, context: _Context) -> None:
+        expected = self._fleet.settings.join_token
+        if not expected:
+            return
+        metadata = dict(context.invocation_metadata() or ())
+        shown = str(metadata.get("authorization", "")).removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode(), expected.encode()):
+            raise JoinRefusedError("the join token is wrong" if shown else "a join token is required")
+
+    async def _call_back(self, registration: Registration) -> None:
+        """Raise unless that very life of a worker answers at the address that it advertises."""
+        address = registration.address
+        async with open_channel(address) as channel:
+            stub: WorkerServiceAsyncStub = WorkerServiceStub(channel)
+            try:
+                status = await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=CALL_BACK_TIMEOUT)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    raise AddressTakenError(f"what answers at {address} is not a worker") from error
+                raise WorkerUnreachableError(
+                    f"nobody answers at the advertised address {address} ({error.code().name}: {error.details()})"
+                ) from error
+        if status.incarnation != registration.incarnation:
+            raise AddressTakenError(f"another worker answers at {address}")
+
+
+def _worker_to_pb(worker: Worker, now: float, wall: float) -> pb.WorkerInfo:
+    registration = worker.registration
+    info = pb.WorkerInfo(
+        address=worker.address,
+        incarnation=worker.incarnation,
+        state=_STATES[worker.state],
+        models=[card.name for card in registration.cards],
+        speed=registration.speed,
+        slots=registration.slots,
+        in_flight=worker.in_flight,
+        reported_load=pb.Load(running=worker.reported_running, waiting=worker.reported_waiting),
+        heartbeat_age=duration_to_pb(now - worker.last_sign),
+        check_heartbeat=registration.check_heartbeat,
+        version=registration.version,
+    )
+    info.registered_at.FromNanoseconds(round((wall - (now - worker.registered_at)) * 1e9))
+    return info

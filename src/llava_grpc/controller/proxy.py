@@ -1,0 +1,156 @@
+"""The data path through the controller: a worker's frames to the client, as the bytes that they are.
+
+Laws: frames are not parsed, only told apart by their first byte. Started is held back until the first frame of the
+answer itself, so that a worker that dies before it can be replaced unseen. A client that goes away cancels the
+worker's stream at once. What to do after a failure is `core.recovery`'s to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from enum import Enum
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from llava_grpc.controller.fleet import Fleet
+from llava_grpc.core.dispatcher import Assignment
+from llava_grpc.core.recovery import judge
+from llava_grpc.errors import (
+    DeadlineExceededError,
+    EngineFailedError,
+    LlavaGrpcError,
+    MessageTooLargeError,
+    WorkerLostError,
+)
+from llava_grpc.rpc.status import from_rpc_error
+from llava_grpc.v1 import inference_pb2 as pb
+
+GENERATE = "/llava_grpc.v1.InferenceService/Generate"
+
+_log = logging.getLogger(__name__)
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class _Frame(Enum):
+    """Frames by the first byte of their serialized form: the field number and wire type of GenerateResponse.event."""
+
+    STARTED = 0x0A
+    DELTA = 0x12
+    FINISHED = 0x1A
+
+
+class _Progress:
+    """How far a client's stream has come, over all attempts."""
+
+    def __init__(self) -> None:
+        self.delivered = False
+        self.finished = False
+
+
+class Proxy:
+    """See the module."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def answer(self, context: _Context, model: str, request: bytes) -> None:
+        """Have `request` (a serialized GenerateRequest for `model`) answered by some worker.
+
+        Raises:
+            LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
+        """
+        dispatcher = self._fleet.dispatcher
+        progress, tried = _Progress(), set[str]()
+        failure: LlavaGrpcError | None = None
+        while True:
+            try:
+                assignment = dispatcher.assign(model, tried)
+            except LlavaGrpcError as error:
+                # Nobody is left to try: what the last one said tells more, unless there was no last one.
+                raise failure or error from None
+            tried.add(assignment.incarnation)
+            _log.info("to worker %s, attempt %d", assignment.address, len(tried))
+            try:
+                await self._stream(context, assignment, _with_attempt(request, len(tried) - 1), progress)
+                return
+            except LlavaGrpcError as error:
+                failure = error
+            finally:
+                dispatcher.release(assignment)
+            verdict = judge(
+                failure,
+                delivered=progress.delivered,
+                attempts=len(tried),
+                max_attempts=self._fleet.settings.max_attempts,
+            )
+            if verdict.suspect:
+                self._fleet.registry.call_failed(assignment.address, assignment.incarnation)
+            _log.warning(
+                "worker %s: %s: %s%s",
+                assignment.address,
+                failure.reason,
+                failure.cause,
+                "; trying another" if verdict.retry else "",
+            )
+            if not verdict.retry:
+                raise failure
+
+    async def _stream(self, context: _Context, assignment: Assignment, request: bytes, progress: _Progress) -> None:
+        """Forward one worker's stream to its end.
+
+        Raises:
+            WorkerLostError: the transport broke, or the stream ended without its last frame.
+            LlavaGrpcError: the worker answered with an error.
+        """
+        generate: Any = self._fleet.channel(assignment.address, assignment.incarnation).unary_stream(GENERATE)
+        call = generate(request, timeout=context.time_remaining())
+        held = b""
+        try:
+            async for frame in call:
+                kind = frame[0] if frame else None
+                if kind == _Frame.STARTED.value:
+                    held = frame
+                    continue
+                if not progress.delivered:
+                    progress.delivered = True
+                    await context.write(held)
+                await context.write(frame)
+                progress.finished = kind == _Frame.FINISHED.value
+        except grpc.aio.AioRpcError as rpc_error:
+            raise _failure(rpc_error, assignment.address) from rpc_error
+        except asyncio.CancelledError:
+            # Either the client went away (this task is cancelled) or gRPC cancelled the worker's call under us.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() == 0 and call.done():
+                raise WorkerLostError(f"the stream of worker {assignment.address} was cut") from None
+            raise
+        finally:
+            call.cancel()
+        if not progress.finished:
+            raise WorkerLostError(f"worker {assignment.address} ended the stream before the answer")
+
+
+def _with_attempt(request: bytes, attempt: int) -> bytes:
+    """The request with its attempt set. Joined messages merge and the last scalar counts: no picture is copied twice
+    through a parser for the sake of one number."""
+    return request + pb.GenerateRequest(attempt=attempt).SerializeToString() if attempt else request
+
+
+def _failure(rpc_error: grpc.aio.AioRpcError, address: str) -> LlavaGrpcError:
+    """What a failed stream means. A status that no llava-grpc worker wrote is the transport's: the worker is lost."""
+    typed = from_rpc_error(rpc_error)
+    if typed is not None:
+        return typed
+    details = rpc_error.details() or ""
+    match rpc_error.code():
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceededError("the deadline passed before the answer was complete")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return MessageTooLargeError(f"worker {address} does not take a message of this size ({details})")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return EngineFailedError(f"worker {address} does not know Generate")
+        case code:
+            return WorkerLostError(f"worker {address} was lost ({code.name}: {details})")

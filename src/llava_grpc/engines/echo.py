@@ -1,0 +1,295 @@
+"""The echo engine: deterministic answers without a model, for tests, drills and load.
+
+Token k is a hash of the prompt, the seed and all tokens before it, so that an answer continued from a wrong token log
+is a different answer. Each step makes one token for every request that is due, as a batching engine does.
+
+Options (`--engine-option name=value`):
+    tokens              length of an answer before it ends by itself (default 32)
+    token_interval_ms   time between two tokens of a request (default 0: as fast as it goes)
+    first_token_ms      time before the first one (default 0)
+    start_ms            time that starting takes (default 0)
+    fail_after          every request fails after so many tokens, with ENGINE_FAILED
+    hang_after          every request makes so many tokens and then nothing more
+    crash_after         the process dies, without a word, when a request has made so many tokens
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import heapq
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llava_grpc.config import EngineSettings
+from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, Conversation, GenerationRequest, Image
+from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, Usage
+from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, EngineStats, Failed, Progress, Sink
+from llava_grpc.errors import EngineFailedError, PromptTooLongError, SamplingInvalidError
+
+VOCABULARY = 4096
+CONTEXT_TOKENS = 32_768
+IMAGE_TOKENS = 16
+
+_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+
+
+def token_text(token_id: int) -> str:
+    """The text of a token: a short word with a space before it, now and then with an emoji or a Chinese character."""
+    first, second = divmod(token_id, len(_SYLLABLES))
+    word = _SYLLABLES[first % len(_SYLLABLES)] + _SYLLABLES[second]
+    decoration = {0: "🌵", 1: "猫"}.get(token_id % 64, "")
+    return f" {word}{decoration}"
+
+
+class TokenChain:
+    """The answer to one request, token by token.
+
+    The state is a 64-bit hash of prompt, seed and all tokens so far.
+    """
+
+    def __init__(self, request: GenerationRequest) -> None:
+        digest = hashlib.blake2b(digest_size=8)
+        for piece in _pieces(request):
+            digest.update(len(piece).to_bytes(8, "big"))
+            digest.update(piece)
+        digest.update((request.sampling.seed or 0).to_bytes(8, "big"))
+        self._state = digest.digest()
+        for token_id in request.emitted_token_ids:
+            self._advance(token_id)
+
+    def next(self) -> int:
+        """The next token."""
+        token_id = int.from_bytes(self._state[:4], "big") % VOCABULARY
+        self._advance(token_id)
+        return token_id
+
+    def _advance(self, token_id: int) -> None:
+        self._state = hashlib.blake2b(self._state + token_id.to_bytes(8, "big"), digest_size=8).digest()
+
+
+def _pieces(request: GenerationRequest) -> Iterator[bytes]:
+    prompt = request.prompt
+    parts = (
+        ((turn.role.value, part) for turn in prompt.turns for part in turn.parts)
+        if isinstance(prompt, Conversation)
+        else (("raw", part) for part in prompt.parts())
+    )
+    for role, part in parts:
+        yield role.encode()
+        yield part.encode() if isinstance(part, str) else _digest(part)
+
+
+def _digest(image: Image) -> bytes:
+    return image.sha256 or hashlib.sha256(image.data).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    tokens: int = 32
+    token_interval_ms: float = 0.0
+    first_token_ms: float = 0.0
+    start_ms: float = 0.0
+    fail_after: int | None = None
+    hang_after: int | None = None
+    crash_after: int | None = None
+
+    @classmethod
+    def parse(cls, settings: EngineSettings) -> _Options:
+        values: dict[str, float | int] = {}
+        for name, text in settings.options.items():
+            if name not in cls.__slots__:
+                raise EngineStartError(f"engine echo has no option {name!r}; it has {', '.join(sorted(cls.__slots__))}")
+            try:
+                values[name] = float(text) if name.endswith("_ms") else int(text)
+            except ValueError:
+                raise EngineStartError(f"engine echo: option {name} is {text!r}, not a number") from None
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """A request under way; its own ticket."""
+
+    engine: EchoEngine
+    sink: Sink
+    chain: TokenChain
+    limit: int
+    ends: FinishReason
+    usage: tuple[int, int]
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    made: int
+    offset: int
+    began: bool = False
+    cancelled: bool = False
+    text_tail: str = field(default="")
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.engine.wake(self)
+
+
+class EchoEngine(Engine):
+    """See the module. Stop strings are looked for at token boundaries: a token that completes one is not delivered."""
+
+    name = "echo"
+
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
+        self._options = _Options.parse(settings)
+        self._condition = threading.Condition()
+        self._due: list[tuple[float, int, _Answer]] = []
+        self._open: set[_Answer] = set()
+        self._order = itertools.count()
+        self._tokens = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="echo-engine", daemon=True)
+
+    def start(self, progress: Progress) -> None:
+        progress("starting the echo engine")
+        if self._options.start_ms:
+            time.sleep(self._options.start_ms / 1000)  # the delay that was asked for
+        self._thread.start()
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(
+            name=self.settings.model_name or "echo",
+            aliases=self.settings.aliases,
+            sees_images=True,
+            context_tokens=self.settings.context_tokens or CONTEXT_TOKENS,
+            fingerprint=Fingerprint(weights="echo", dtype="int", tokenizer="echo", engine="echo 1"),
+        )
+
+    @property
+    def slots(self) -> int:
+        return self.settings.slots or 64
+
+    @property
+    def speed(self) -> float:
+        return 1.0 if self.settings.speed is None else self.settings.speed
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> _Answer:
+        sampling = request.sampling
+        images = len(request.images)
+        prompt_tokens = sum(len(piece.split()) for piece in _pieces(request)) + IMAGE_TOKENS * images
+        room = self.card.context_tokens - prompt_tokens
+        if (sampling.max_new_tokens or 0) > self.settings.max_new_tokens_limit:
+            raise SamplingInvalidError(
+                f"max_new_tokens is {sampling.max_new_tokens}",
+                remedy=f"Use {self.settings.max_new_tokens_limit} at most",
+            )
+        if room < (sampling.max_new_tokens or 1):
+            raise PromptTooLongError(
+                f"the prompt has {prompt_tokens} tokens; with the answer it must fit {self.card.context_tokens}"
+            )
+        most = sampling.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
+        natural = self._options.tokens
+        emitted = len(request.emitted_token_ids)
+        answer = _Answer(
+            engine=self,
+            sink=sink,
+            chain=TokenChain(request),
+            limit=min(most, natural),
+            ends=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
+            usage=(prompt_tokens, IMAGE_TOKENS * images),
+            stop=sampling.stop,
+            stop_token_ids=frozenset(sampling.stop_token_ids),
+            made=emitted,
+            offset=emitted,
+        )
+        if sampling.stop:
+            answer.text_tail = "".join(token_text(token_id) for token_id in request.emitted_token_ids)
+        with self._condition:
+            if self._closing:
+                raise EngineFailedError("the engine is closed")
+            self._open.add(answer)
+            self._schedule(answer, time.monotonic() + self._options.first_token_ms / 1000)
+        return answer
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._open), tokens_generated=self._tokens)
+
+    def close(self) -> None:
+        with self._condition:
+            self._closing = True
+            for answer in self._open:
+                answer.cancelled = True
+                self._schedule(answer, 0.0)
+            self._condition.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def wake(self, answer: _Answer) -> None:
+        """Look at `answer` at once: it was cancelled."""
+        with self._condition:
+            if answer in self._open:
+                self._schedule(answer, 0.0)
+
+    def _schedule(self, answer: _Answer, due: float) -> None:
+        heapq.heappush(self._due, (due, next(self._order), answer))
+        self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._due or self._due[0][0] > time.monotonic():
+                    if self._closing and not self._open:
+                        return
+                    self._condition.wait(self._due[0][0] - time.monotonic() if self._due else None)
+                now = time.monotonic()
+                step = []
+                while self._due and self._due[0][0] <= now:
+                    step.append(heapq.heappop(self._due)[2])
+            for answer in step:
+                if answer not in self._open:
+                    continue  # ended since; a cancelled one may be in the queue twice
+                if self._advance(answer, now):
+                    with self._condition:
+                        self._open.discard(answer)
+
+    def _advance(self, answer: _Answer, now: float) -> bool:
+        """One token for `answer`; whether it is over."""
+        if answer.cancelled:
+            return self._end(answer, FinishReason.CANCELLED)
+        if not answer.began:
+            answer.began = True
+            answer.sink(Began())
+        options = self._options
+        if options.crash_after == answer.made:
+            os._exit(70)
+        if options.fail_after == answer.made:
+            answer.sink(Failed(EngineFailedError(f"a fault was asked for after {answer.made} tokens")))
+            return True
+        if options.hang_after == answer.made:
+            return False  # never scheduled again; a cancel wakes it
+        if answer.made >= answer.limit:
+            return self._end(answer, answer.ends)
+        token_id = answer.chain.next()
+        answer.made += 1
+        self._tokens += 1
+        if token_id in answer.stop_token_ids:
+            return self._end(answer, FinishReason.STOP)
+        text = token_text(token_id)
+        if answer.stop:
+            answer.text_tail = (answer.text_tail + text)[-256:]
+            with contextlib.suppress(StopIteration):
+                return self._end(answer, FinishReason.STOP, next(s for s in answer.stop if s in answer.text_tail))
+        answer.offset += 1
+        answer.sink(Delta(text, (token_id,), answer.offset))
+        if answer.made >= answer.limit:
+            return self._end(answer, answer.ends)
+        with self._condition:
+            self._schedule(answer, now + options.token_interval_ms / 1000)
+        return False
+
+    @staticmethod
+    def _end(answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
+        prompt_tokens, image_tokens = answer.usage
+        answer.sink(Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))
+        return True

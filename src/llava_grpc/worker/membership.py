@@ -1,0 +1,172 @@
+"""A worker's place in one controller's fleet: register, heartbeat, register again, say goodbye.
+
+Laws:
+1. Runs beside the serving of requests and never holds it up: a controller that is down costs its worker nothing.
+2. A controller that is not there yet is waited for, with jittered backoff; a refusal for good at the very first
+   registration is the caller's to hear; later ones are logged and tried again.
+3. A broken connection is looked into at once, not at the next heartbeat, so that a restarted controller knows its
+   fleet again as soon as it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from llava_grpc.config import PROTOCOL_VERSION
+from llava_grpc.core.registry import Registration
+from llava_grpc.errors import LlavaGrpcError, MembershipError, RegistrationInvalidError
+from llava_grpc.rpc.convert import card_to_pb, duration_from_pb
+from llava_grpc.rpc.status import explain_rpc_error
+from llava_grpc.v1 import controller_pb2 as pb
+from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
+
+if TYPE_CHECKING:
+    from llava_grpc.v1.controller_pb2_grpc import ControllerServiceAsyncStub
+
+CALL_TIMEOUT = 10.0
+"""Seconds for one call. Registering includes the controller's calling back."""
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
+"""Seconds before trying again, doubled each time, up to the second number; jittered by half."""
+
+_log = logging.getLogger(__name__)
+
+
+def join_metadata(join_token: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that shows a join token."""
+    return (("authorization", f"Bearer {join_token}"),) if join_token else ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Membership:
+    """See the module. One for each controller of a worker."""
+
+    controller: str
+    channel: grpc.aio.Channel
+    registration: Registration
+    load: Callable[[], pb.Load]
+    join_token: str = ""
+    random: Random = field(default_factory=Random)
+    registered: asyncio.Event = field(default_factory=asyncio.Event)
+    _ever_registered: bool = False
+    _complaint: str = ""
+
+    async def run(self) -> None:
+        """Be a member until cancelled.
+
+        Raises:
+            MembershipError, RegistrationInvalidError: the first registration was refused for good.
+        """
+        while True:
+            interval = await self._register()
+            await self._heartbeats(interval)
+            self.registered.clear()
+
+    async def leave(self) -> None:
+        """Deregister, if the controller can be reached; quietly otherwise."""
+        request = pb.DeregisterRequest(address=self.registration.address, incarnation=self.registration.incarnation)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self._stub().Deregister(request, timeout=1.0, metadata=join_metadata(self.join_token))
+            _log.info("left the fleet of %s", self.controller)
+
+    def _stub(self) -> ControllerServiceAsyncStub:
+        return ControllerServiceStub(self.channel)
+
+    async def _register(self) -> float:
+        """Register, however long it takes; the heartbeat interval in seconds."""
+        request = pb.RegisterRequest(
+            address=self.registration.address,
+            incarnation=self.registration.incarnation,
+            protocol_version=PROTOCOL_VERSION,
+            models=[card_to_pb(card) for card in self.registration.cards],
+            speed=self.registration.speed,
+            slots=self.registration.slots,
+            check_heartbeat=self.registration.check_heartbeat,
+            version=self.registration.version,
+        )
+        backoff = BACKOFF_FIRST
+        while True:
+            try:
+                response = await self._stub().Register(
+                    request, timeout=CALL_TIMEOUT, metadata=join_metadata(self.join_token)
+                )
+            except grpc.aio.AioRpcError as rpc_error:
+                error = explain_rpc_error(rpc_error, self.controller)
+                final = isinstance(error, MembershipError | RegistrationInvalidError) and not error.retryable
+                if final and not self._ever_registered:
+                    raise error from rpc_error
+                self._complain(error)
+            else:
+                interval = duration_from_pb(response.heartbeat_interval)
+                _log.info(
+                    "registered with %s as %s: a heartbeat every %g s, dropped after %g s without",
+                    self.controller,
+                    self.registration.address,
+                    interval,
+                    duration_from_pb(response.expiry),
+                )
+                self._complaint, self._ever_registered = "", True
+                self.registered.set()
+                return interval
+            await self._pause(backoff)
+            backoff = min(2 * backoff, BACKOFF_MOST)
+
+    async def _heartbeats(self, interval: float) -> None:
+        """Send heartbeats until the controller does not know this worker (any more)."""
+        sequence = 0
+        backoff = BACKOFF_FIRST
+        while True:
+            await self._interval_or_broken_connection(interval)
+            sequence += 1
+            request = pb.HeartbeatRequest(
+                address=self.registration.address,
+                incarnation=self.registration.incarnation,
+                sequence=sequence,
+                load=self.load(),
+            )
+            while True:
+                try:
+                    response = await self._stub().Heartbeat(
+                        request, timeout=CALL_TIMEOUT, metadata=join_metadata(self.join_token)
+                    )
+                    break
+                except grpc.aio.AioRpcError as rpc_error:
+                    self._complain(explain_rpc_error(rpc_error, self.controller))
+                    await self._pause(backoff)
+                    backoff = min(2 * backoff, BACKOFF_MOST)
+            backoff = BACKOFF_FIRST
+            if self._complaint:
+                _log.info("controller %s answers again", self.controller)
+                self._complaint = ""
+            if not response.known:
+                _log.info("controller %s does not know this worker: registering again", self.controller)
+                return
+
+    async def _interval_or_broken_connection(self, interval: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(interval):
+                state = self.channel.get_state()
+                while state is grpc.ChannelConnectivity.READY:
+                    await self.channel.wait_for_state_change(state)
+                    state = self.channel.get_state()
+                # Left READY: lost, or idle. Either way a call says which.
+
+    async def _pause(self, backoff: float) -> None:
+        await asyncio.sleep(backoff * self.random.uniform(0.5, 1.0))
+
+    def _complain(self, error: LlavaGrpcError) -> None:
+        """Say once, not at every try, what is wrong."""
+        if error.reason != self._complaint:
+            self._complaint = error.reason
+            if error.reason == "SERVER_UNREACHABLE":
+                _log.warning("waiting for the controller at %s: %s", self.controller, error.cause)
+            else:
+                _log.error("controller %s: %s: %s", self.controller, error.reason, error)
