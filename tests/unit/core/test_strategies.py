@@ -13,7 +13,10 @@ DRAWS = 10_000
 
 def fleet(*speeds: float, queues: tuple[int, ...] = ()) -> list[Candidate]:
     queues = queues or (0,) * len(speeds)
-    return [Candidate(f"w{i}", speed, queue, 30 - queue) for i, (speed, queue) in enumerate(zip(speeds, queues))]
+    return [
+        Candidate(f"w{i}", speed, queue, 30 - queue)
+        for i, (speed, queue) in enumerate(zip(speeds, queues, strict=True))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,195 @@
+"""The host, with an engine that does what the test says, when it says it."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from llava_grpc.config import EngineSettings
+from llava_grpc.core.prompt import GenerationRequest, RawPrompt
+from llava_grpc.core.stream import Delta, Finished, FinishReason, ModelCard, Usage
+from llava_grpc.engines.base import Began, Ended, Engine, EngineStats, Failed, Progress, Sink
+from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, ImageInvalidError
+from llava_grpc.worker.host import Answer, EngineHost
+from tests.support.waiting import until
+
+REQUEST = GenerationRequest(request_id="r", model="", prompt=RawPrompt("x"))
+
+
+class ScriptedEngine(Engine):
+    """Hands its sinks to the test. `prepare` runs inside submit."""
+
+    name = "scripted"
+
+    def __init__(self, slots: int = 2, prepare: Callable[[], None] = lambda: None) -> None:
+        super().__init__(EngineSettings())
+        self._slots, self._prepare = slots, prepare
+        self.sinks: list[Sink] = []
+        self.cancelled: list[int] = []
+
+    def start(self, progress: Progress) -> None:
+        progress("ready")
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard("scripted")
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def speed(self) -> float:
+        return 1.0
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> "Ticket":
+        self._prepare()
+        self.sinks.append(sink)
+        return Ticket(self, len(self.sinks) - 1)
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def close(self) -> None: ...
+
+
+class Ticket:
+    def __init__(self, engine: ScriptedEngine, index: int) -> None:
+        self._engine, self._index = engine, index
+
+    def cancel(self) -> None:
+        self._engine.cancelled.append(self._index)
+
+
+@asynccontextmanager
+async def hosting(engine: ScriptedEngine) -> AsyncIterator[EngineHost]:
+    host = EngineHost(engine)
+    try:
+        yield host
+    finally:
+        await host.close()
+
+
+def from_another_thread(*calls: Callable[[], None]) -> None:
+    """As engines do."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+async def collected(answer: Answer) -> list[Delta | Finished]:
+    return [event async for event in answer.events()]
+
+
+async def test_deltas_that_have_piled_up_leave_as_one():
+    engine = ScriptedEngine()
+    async with hosting(engine) as host:
+        answer = await host.submit(REQUEST)
+        sink = engine.sinks[0]
+        ended = Ended(FinishReason.STOP, Usage(1, 0, 3))
+        deltas = [Delta(text, (number,), number + 1) for number, text in enumerate("abc")]
+        from_another_thread(lambda: sink(Began()), *(lambda d=delta: sink(d) for delta in deltas), lambda: sink(ended))
+        joined, finished = await collected(answer)
+        assert joined == Delta("abc", (0, 1, 2), 3)
+        assert isinstance(finished, Finished)
+        assert finished.usage == Usage(1, 0, 3)
+        assert 0 < finished.timings.queue <= finished.timings.first_token <= finished.timings.total
+        assert host.running == 0
+
+
+async def test_the_first_token_does_not_wait_for_the_second():
+    engine = ScriptedEngine()
+    async with hosting(engine) as host:
+        answer = await host.submit(REQUEST)
+        from_another_thread(lambda: engine.sinks[0](Delta("a", (0,), 1)))
+        events = answer.events()
+        async with asyncio.timeout(5):
+            assert await anext(events) == Delta("a", (0,), 1)
+
+
+async def test_a_slot_is_free_when_the_engine_says_so_and_not_before():
+    engine = ScriptedEngine(slots=1)
+    async with hosting(engine) as host:
+        answer = await host.submit(REQUEST)
+        with pytest.raises(AllSlotsTakenError) as caught:
+            await host.submit(REQUEST)
+        assert caught.value.retry_after is not None
+        answer.close()
+        assert engine.cancelled == [0]
+        assert host.running == 1, "the step under way is still computing it"
+        from_another_thread(lambda: engine.sinks[0](Ended(FinishReason.CANCELLED, Usage())))
+        await asyncio.wait_for(host.drained(), 5)
+        await host.submit(REQUEST)
+
+
+async def test_a_client_that_goes_while_its_request_is_prepared_is_cancelled_when_the_ticket_comes():
+    preparing, go_on = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        preparing.set()
+        assert go_on.wait(5)
+
+    engine = ScriptedEngine(prepare=prepare)
+    async with hosting(engine) as host:
+        submitting = asyncio.create_task(host.submit(REQUEST))
+        await asyncio.to_thread(preparing.wait, 5)
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        assert host.running == 1
+        go_on.set()
+        await until(lambda: bool(engine.cancelled))
+        from_another_thread(lambda: engine.sinks[0](Ended(FinishReason.CANCELLED, Usage())))
+        await asyncio.wait_for(host.drained(), 5)
+
+
+async def test_preparing_never_blocks_the_loop():
+    go_on = threading.Event()
+
+    def prepare() -> None:
+        assert go_on.wait(5)
+
+    engine = ScriptedEngine(prepare=prepare)
+    async with hosting(engine) as host:
+        submitting = asyncio.create_task(host.submit(REQUEST))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not submitting.done()
+        go_on.set()
+        await submitting
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"), [(ImageInvalidError("no picture"), ImageInvalidError), (ValueError("bug"), EngineFailedError)]
+)
+async def test_a_refused_request_gives_its_slot_back(raised: Exception, told: type[Exception]):
+    def prepare() -> None:
+        raise raised
+
+    engine = ScriptedEngine(slots=1, prepare=prepare)
+    async with hosting(engine) as host:
+        for _ in range(3):
+            with pytest.raises(told):
+                await host.submit(replace(REQUEST))
+        assert host.running == 0
+
+
+async def test_an_engines_failure_reaches_the_reader_after_what_was_made():
+    engine = ScriptedEngine()
+    async with hosting(engine) as host:
+        answer = await host.submit(REQUEST)
+        sink = engine.sinks[0]
+        from_another_thread(lambda: sink(Delta("a", (0,), 1)), lambda: sink(Failed(EngineFailedError("broken"))))
+        events = answer.events()
+        assert await anext(events) == Delta("a", (0,), 1)
+        with pytest.raises(EngineFailedError, match="broken"):
+            await anext(events)
+        assert host.running == 0
