@@ -15,20 +15,20 @@ Options (`--engine-option name=value`):
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from llava_grpc.config import EngineSettings
 from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, Conversation, GenerationRequest, Image
 from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, Usage
 from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, EngineStats, Failed, Progress, Sink
+from llava_grpc.engines.text import AnswerText
 from llava_grpc.errors import EngineFailedError, PromptTooLongError, SamplingInvalidError
 
 VOCABULARY = 4096
@@ -44,6 +44,10 @@ def token_text(token_id: int) -> str:
     word = _SYLLABLES[first % len(_SYLLABLES)] + _SYLLABLES[second]
     decoration = {0: "🌵", 1: "猫"}.get(token_id % 64, "")
     return f" {word}{decoration}"
+
+
+def _decode(token_ids: Sequence[int]) -> str:
+    return "".join(map(token_text, token_ids))
 
 
 class TokenChain:
@@ -121,13 +125,11 @@ class _Answer:
     limit: int
     ends: FinishReason
     usage: tuple[int, int]
-    stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
+    text: AnswerText | None
     made: int
-    offset: int
     began: bool = False
     cancelled: bool = False
-    text_tail: str = field(default="")
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -135,7 +137,7 @@ class _Answer:
 
 
 class EchoEngine(Engine):
-    """See the module. Stop strings are looked for at token boundaries: a token that completes one is not delivered."""
+    """See the module."""
 
     name = "echo"
 
@@ -190,7 +192,6 @@ class EchoEngine(Engine):
             )
         most = sampling.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
         natural = self._options.tokens
-        emitted = len(request.emitted_token_ids)
         answer = _Answer(
             engine=self,
             sink=sink,
@@ -198,13 +199,10 @@ class EchoEngine(Engine):
             limit=min(most, natural),
             ends=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
             usage=(prompt_tokens, IMAGE_TOKENS * images),
-            stop=sampling.stop,
             stop_token_ids=frozenset(sampling.stop_token_ids),
-            made=emitted,
-            offset=emitted,
+            text=AnswerText(_decode, (), sampling.stop, request.emitted_token_ids) if sampling.stop else None,
+            made=len(request.emitted_token_ids),
         )
-        if sampling.stop:
-            answer.text_tail = "".join(token_text(token_id) for token_id in request.emitted_token_ids)
         with self._condition:
             if self._closing:
                 raise EngineFailedError("the engine is closed")
@@ -255,11 +253,11 @@ class EchoEngine(Engine):
 
     def _advance(self, answer: _Answer, now: float) -> bool:
         """One token for `answer`; whether it is over."""
-        if answer.cancelled:
-            return self._end(answer, FinishReason.CANCELLED)
         if not answer.began:
             answer.began = True
             answer.sink(Began())
+        if answer.cancelled:
+            return self._end(answer, FinishReason.CANCELLED)
         options = self._options
         if options.crash_after == answer.made:
             os._exit(70)
@@ -275,13 +273,13 @@ class EchoEngine(Engine):
         self._tokens += 1
         if token_id in answer.stop_token_ids:
             return self._end(answer, FinishReason.STOP)
-        text = token_text(token_id)
-        if answer.stop:
-            answer.text_tail = (answer.text_tail + text)[-256:]
-            with contextlib.suppress(StopIteration):
-                return self._end(answer, FinishReason.STOP, next(s for s in answer.stop if s in answer.text_tail))
-        answer.offset += 1
-        answer.sink(Delta(text, (token_id,), answer.offset))
+        if answer.text is None:  # each token is whole text, and nothing is looked for in it
+            answer.sink(Delta(token_text(token_id), (token_id,), answer.made))
+        else:
+            if delta := answer.text.push(token_id):
+                answer.sink(delta)
+            if answer.text.stop_sequence:
+                return self._end(answer, FinishReason.STOP, answer.text.stop_sequence)
         if answer.made >= answer.limit:
             return self._end(answer, answer.ends)
         with self._condition:
@@ -290,6 +288,8 @@ class EchoEngine(Engine):
 
     @staticmethod
     def _end(answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
+        if answer.text is not None and reason is not FinishReason.CANCELLED and (rest := answer.text.finish()):
+            answer.sink(rest)
         prompt_tokens, image_tokens = answer.usage
         answer.sink(Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))
         return True
