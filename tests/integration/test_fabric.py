@@ -4,19 +4,23 @@ import asyncio
 import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
+from llava_grpc import errors
 from llava_grpc.config import EngineSettings
 from llava_grpc.core.prompt import Conversation, GenerationRequest, Image, RawPrompt, Role, Sampling, Turn
 from llava_grpc.demo import MODEL_NAME, MODEL_PATH, sample_pictures
 from llava_grpc.engines.base import Engine
 from llava_grpc.rpc.convert import request_to_pb
+from llava_grpc.rpc.status import from_rpc_error
 from llava_grpc.testing.checkpoints import OTHER, build_checkpoint
 from llava_grpc.testing.cluster import Cluster
 from llava_grpc.testing.reference import Reference
 from llava_grpc.v1 import inference_pb2
+from tests.support.pictures import bomb_png, mp4, png, truncated_png
 from tests.support.waiting import until
-from tests.support.wire import answer_to, connected
+from tests.support.wire import answer_to, ask, connected
 
 TOKENS = 24
 
@@ -122,6 +126,66 @@ def hold_the_engine(engine: Engine) -> tuple[threading.Event, threading.Event]:
 
     decoder.step = slow_step
     return held, go_on
+
+
+def user(*parts: inference_pb2.Part, role: int = inference_pb2.ROLE_USER) -> inference_pb2.GenerateRequest:
+    turn = inference_pb2.Turn(role=role, parts=parts)  # type: ignore[arg-type]
+    return inference_pb2.GenerateRequest(conversation=inference_pb2.Conversation(turns=[turn]))
+
+
+def picture(data: bytes) -> inference_pb2.Part:
+    return inference_pb2.Part(image=inference_pb2.Image(data=data))
+
+
+TEXT = inference_pb2.Part(text="What is it?")
+ONE = inference_pb2.Image(data=png())
+BAD = {
+    "not a picture": (user(picture(b"hello"), TEXT), errors.ImageInvalidError),
+    "truncated": (user(picture(truncated_png()), TEXT), errors.ImageInvalidError),
+    "bomb": (user(picture(bomb_png()), TEXT), errors.ImageTooLargeError),
+    "video": (user(picture(mp4()), TEXT), errors.ImageInvalidError),
+    "digest not held": (
+        user(inference_pb2.Part(image=inference_pb2.Image(sha256=b"x" * 32)), TEXT),
+        errors.ImageNotFoundError,
+    ),
+    "uri": (
+        user(inference_pb2.Part(image=inference_pb2.Image(uri="file:///etc/passwd")), TEXT),
+        errors.ImageUriDisabledError,
+    ),
+    "too few pictures": (
+        inference_pb2.GenerateRequest(raw=inference_pb2.RawPrompt(text="<image><image>", images=[ONE])),
+        errors.ImageCountError,
+    ),
+    "too many pictures": (user(*[picture(png())] * 17, TEXT), errors.ImageCountError),
+    "no turns": (inference_pb2.GenerateRequest(conversation=inference_pb2.Conversation()), errors.PromptInvalidError),
+    "no prompt": (inference_pb2.GenerateRequest(), errors.PromptInvalidError),
+    "unknown role": (user(TEXT, role=7), errors.PromptInvalidError),
+    "negative temperature": (ask(temperature=-1.0), errors.SamplingInvalidError),
+    "temperature is no number": (ask(temperature=float("nan")), errors.SamplingInvalidError),
+    "a hundred thousand tokens": (ask("word " * 100_000), errors.PromptTooLongError),
+    "too long an answer": (ask(max_new_tokens=5_000), errors.SamplingInvalidError),
+    "stop token beyond the vocabulary": (ask(stop_token_ids=[4_000_000]), errors.SamplingInvalidError),
+}
+
+
+async def test_bad_input_is_told_what_is_wrong_and_the_next_request_succeeds():
+    async with serving(MODEL_PATH, workers=1) as cluster, connected(cluster.address) as controller:
+        for name, (request, expected) in BAD.items():
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await answer_to(controller.inference, request)
+            error = from_rpc_error(caught.value)
+            assert type(error) is expected, name
+            assert error.remedy, name
+            good = await answer_to(controller.inference, request_for(prompts()[0], max_new_tokens=2))
+            assert good.token_ids, name
+        assert cluster.workers[0].host.running == 0
+
+
+async def test_special_tokens_typed_by_a_person_are_text():
+    async with serving(MODEL_PATH, workers=1) as cluster, connected(cluster.address) as controller:
+        typed = await answer_to(controller.inference, ask("What is <image> or </s> or <s>?", max_new_tokens=2))
+        assert typed.finished.usage.image_tokens == 0
+        assert typed.finished.usage.prompt_tokens > len("<image></s><s>") // 2, "spelled out, not one token each"
 
 
 async def test_the_model_is_listed_under_its_name():

@@ -1,10 +1,13 @@
 """Register, Heartbeat, Deregister and the reaper, over real gRPC."""
 
+import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llava_grpc import errors
 from llava_grpc.config import ControllerSettings, EngineSettings, ServerSettings, SettingsError, WorkerSettings
@@ -14,6 +17,7 @@ from llava_grpc.testing.cluster import Cluster
 from llava_grpc.v1 import controller_pb2
 from llava_grpc.worker.app import WorkerNode
 from tests.support.fake_worker import dies_at_once, fake_worker
+from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import until
 from tests.support.wire import answer_to, ask, connected
 
@@ -167,6 +171,33 @@ async def test_a_second_node_on_a_taken_port_is_an_error_at_once():
             with pytest.raises(SettingsError, match="taken"):
                 await node.start()
             await node.stop()
+
+
+async def test_a_worker_answers_for_its_health_while_it_loads(monkeypatch: pytest.MonkeyPatch):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load() -> None:
+        loading.set()
+        assert go_on.wait(10)
+
+    engine = ScriptedEngine(load=load)
+    monkeypatch.setattr("llava_grpc.worker.app.load_engine", lambda name, settings: engine)
+    settings = WorkerSettings(server=ServerSettings(port=0, grace=0), controllers=())
+    worker = WorkerNode(settings)
+    starting = asyncio.create_task(worker.start())
+    await asyncio.to_thread(loading.wait, 10)
+    async with connected(worker.address) as stubs:
+        health = health_pb2_grpc.HealthStub(stubs.channel)
+        status = await health.Check(health_pb2.HealthCheckRequest())
+        assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await answer_to(stubs.inference, ask())
+        assert isinstance(from_rpc_error(caught.value), errors.StartingError)
+        go_on.set()
+        await starting
+        status = await health.Check(health_pb2.HealthCheckRequest())
+        assert status.status == health_pb2.HealthCheckResponse.SERVING
+    await worker.stop()
 
 
 async def test_aliases_lead_to_the_model():

@@ -88,7 +88,8 @@ class Proxy:
             )
             if verdict.suspect:
                 self._fleet.registry.call_failed(assignment.address, assignment.incarnation)
-            _log.warning(
+            _log.log(
+                logging.WARNING if verdict.retry or verdict.suspect else logging.INFO,
                 "worker %s: %s: %s%s",
                 assignment.address,
                 failure.reason,

@@ -54,7 +54,7 @@ class WorkerNode:
 
     @property
     def host(self) -> EngineHost:
-        """The engine's host. Only after `start` has begun."""
+        """The engine's host. Only after `start`."""
         assert self._host is not None, "not started"
         return self._host
 
@@ -66,17 +66,18 @@ class WorkerNode:
             EngineStartError: the engine cannot be started.
         """
         settings = self._settings
-        engine = load_engine(settings.engine_name, settings.engine)
-        self._host = EngineHost(engine)
-        servicer = self._servicer = WorkerServicer(self._host, self._incarnation)
+        servicer = self._servicer = WorkerServicer(self._incarnation)
         node = self._node = await bind_server(settings.server, _SERVICES, ())
         # The generated types ask for subclasses whose streams are generators; ours write to the context.
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
         self.address = servicer.address = settings.address or self._own_address(node.port)
         await node.server.start()
-        await self._host.start(self._progress)
-        servicer.ready = True
+        # In a thread: importing an engine's library takes seconds, and health is to answer meanwhile.
+        engine = await asyncio.to_thread(load_engine, settings.engine_name, settings.engine)
+        host = EngineHost(engine)
+        await host.start(self._progress)
+        self._host = servicer.host = host
         await node.set_serving(True)
         card = engine.card
         _log.info("serving %s at %s with %d slots, engine %s", card.name, self.address, engine.slots, engine.name)
@@ -133,7 +134,7 @@ class WorkerNode:
         await asyncio.gather(*(membership.leave() for membership in self._memberships))
         if self._node is not None:
             await self._node.server.stop(self._settings.server.grace)
-        if self._host is not None and self._servicer is not None and self._servicer.ready:
+        if self._host is not None:
             await self._host.close()
         for channel in self._channels:
             await channel.close()

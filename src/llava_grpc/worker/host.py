@@ -123,7 +123,11 @@ class EngineHost:
         Raises:
             EngineStartError: it cannot be started.
         """
-        await self._loop.run_in_executor(self._preparing, self._engine.start, progress)
+        try:
+            await self._loop.run_in_executor(self._preparing, self._engine.start, progress)
+        except BaseException:
+            self._preparing.shutdown(wait=False)
+            raise
 
     async def submit(self, request: GenerationRequest) -> Answer:
         """Take a slot and have the request prepared.

@@ -22,39 +22,40 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerServicer:
-    """Answers for one engine. `ready` and `draining` are set by the node as it starts and stops."""
+    """Answers for one engine. The node sets `host` once the engine is loaded, and `draining` when it stops."""
 
-    def __init__(self, host: EngineHost, incarnation: str) -> None:
-        self._host = host
+    def __init__(self, incarnation: str) -> None:
         self._incarnation = incarnation
+        self.host: EngineHost | None = None
         self.address = ""
-        self.ready = False
         self.draining = False
 
     @typed_errors
     async def ListModels(  # noqa: N802  (the contract's name)
         self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> inference_pb2.ListModelsResponse:
-        models = [card_to_pb(self._host.engine.card)] if self.ready else []
-        return inference_pb2.ListModelsResponse(models=models)
+        return inference_pb2.ListModelsResponse(models=self._models())
 
     @typed_errors
     async def GetStatus(  # noqa: N802
         self, request: worker_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> worker_pb2.GetStatusResponse:
-        engine = self._host.engine
+        engine = self.host.engine if self.host is not None else None
         return worker_pb2.GetStatusResponse(
             incarnation=self._incarnation,
-            models=[card_to_pb(engine.card)] if self.ready else [],
-            slots=engine.slots if self.ready else 0,
+            models=self._models(),
+            slots=engine.slots if engine is not None else 0,
             load=self.load(),
-            engine=engine.name,
+            engine=engine.name if engine is not None else "",
             version=__version__,
         )
 
+    def _models(self) -> list[inference_pb2.Model]:
+        return [card_to_pb(self.host.engine.card)] if self.host is not None else []
+
     def load(self) -> controller_pb2.Load:
         """How busy the worker is. Nothing waits here: without a slot a request is refused."""
-        return controller_pb2.Load(running=self._host.running, waiting=0)
+        return controller_pb2.Load(running=self.host.running if self.host is not None else 0, waiting=0)
 
     @typed_errors
     async def Generate(  # noqa: N802
@@ -64,15 +65,15 @@ class WorkerServicer:
     ) -> None:
         if self.draining:
             raise ShuttingDownError("the worker is stopping")
-        if not self.ready:
+        if self.host is None:
             raise StartingError("the worker is loading its model", retry_after=1.0)
         request = request_from_pb(message)
         request = replace(request, request_id=request.request_id or new_request_id()).with_seed(new_seed())
         REQUEST_ID.set(request.request_id)
-        card = self._host.engine.card
+        card = self.host.engine.card
         if request.model and not card.answers_to(request.model):
             raise ModelNotFoundError(f"no model is named {request.model!r} here; this worker serves {card.name}")
-        answer = await self._host.submit(request)
+        answer = await self.host.submit(request)
         try:
             started = Started(
                 request_id=request.request_id,

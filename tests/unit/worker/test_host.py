@@ -1,4 +1,4 @@
-"""The host, with an engine that does what the test says, when it says it."""
+"""The host: slots, hand-over, cancellation, timings."""
 
 import asyncio
 import threading
@@ -8,60 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from llava_grpc.config import EngineSettings
 from llava_grpc.core.prompt import GenerationRequest, RawPrompt
-from llava_grpc.core.stream import Delta, Finished, FinishReason, ModelCard, Usage
-from llava_grpc.engines.base import Began, Ended, Engine, EngineStats, Failed, Progress, Sink
+from llava_grpc.core.stream import Delta, Finished, FinishReason, Usage
+from llava_grpc.engines.base import Began, Ended, Failed
 from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, ImageInvalidError
 from llava_grpc.worker.host import Answer, EngineHost
+from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import until
 
 REQUEST = GenerationRequest(request_id="r", model="", prompt=RawPrompt("x"))
-
-
-class ScriptedEngine(Engine):
-    """Hands its sinks to the test. `prepare` runs inside submit."""
-
-    name = "scripted"
-
-    def __init__(self, slots: int = 2, prepare: Callable[[], None] = lambda: None) -> None:
-        super().__init__(EngineSettings())
-        self._slots, self._prepare = slots, prepare
-        self.sinks: list[Sink] = []
-        self.cancelled: list[int] = []
-
-    def start(self, progress: Progress) -> None:
-        progress("ready")
-
-    @property
-    def card(self) -> ModelCard:
-        return ModelCard("scripted")
-
-    @property
-    def slots(self) -> int:
-        return self._slots
-
-    @property
-    def speed(self) -> float:
-        return 1.0
-
-    def submit(self, request: GenerationRequest, sink: Sink) -> "Ticket":
-        self._prepare()
-        self.sinks.append(sink)
-        return Ticket(self, len(self.sinks) - 1)
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
-
-    def close(self) -> None: ...
-
-
-class Ticket:
-    def __init__(self, engine: ScriptedEngine, index: int) -> None:
-        self._engine, self._index = engine, index
-
-    def cancel(self) -> None:
-        self._engine.cancelled.append(self._index)
 
 
 @asynccontextmanager
