@@ -1,0 +1,154 @@
+"""`llava-grpc generate`: a question, and the answer as it comes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava_grpc.cli.options import NETWORK, ControllerAddress, Json, MaxMessageMb, address_of, mebibytes
+from llava_grpc.cli.output import error_console, plain, print_json, write_text
+from llava_grpc.errors import LlavaGrpcError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llava_grpc.client import AnswerStream
+    from llava_grpc.core.stream import Finished
+
+_SAMPLING = "Sampling"
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    image: Annotated[
+        list[str],
+        typer.Option("--image", "--image-file", "-i", metavar="FILE", help="A picture to ask about. Repeatable."),
+    ] = [],  # noqa: B006 - typer copies it
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", envvar="LLAVA_GRPC_MODEL", help="Name or alias; not needed where only one is served."
+        ),
+    ] = "",
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions to the model.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token each time.", rich_help_panel=_SAMPLING)
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the likeliest tokens that sum to this.", rich_help_panel=_SAMPLING)
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many tokens. 0: all.", rich_help_panel=_SAMPLING)] = 0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="The longest answer. Default: 256, or what fits.", rich_help_panel=_SAMPLING),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=_SAMPLING)] = None,
+    stop: Annotated[
+        list[str],
+        typer.Option(metavar="TEXT", help="The answer ends before this. Repeatable.", rich_help_panel=_SAMPLING),
+    ] = [],  # noqa: B006
+    request_id: Annotated[
+        str, typer.Option(metavar="NAME", help="Names the request in the nodes' logs. Default: drawn.")
+    ] = "",
+    controller: ControllerAddress = "127.0.0.1:21001",
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="SECONDS", help="Give up after this long.", rich_help_panel=NETWORK),
+    ] = None,
+    max_message_mb: MaxMessageMb = 64,
+    as_json: Json = False,
+) -> int:
+    """Ask a model; its answer is streamed to the terminal.
+
+    With --json, one object a line: started, delta (any number), finished; or error.
+    """
+    import asyncio
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+
+    async def ask() -> None:
+        from llava_grpc.client import AsyncClient
+
+        began = time.monotonic()
+        address = address_of(controller)
+        async with (
+            AsyncClient(address, max_message_bytes=mebibytes(max_message_mb)) as client,
+            client.generate(
+                text,
+                image,
+                system=system,
+                model=model,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                stop=stop,
+                request_id=request_id,
+                timeout=timeout,
+            ) as stream,
+        ):
+            if as_json:
+                async for event in stream.events():
+                    print_json({"event": type(event).__name__.lower(), **plain(event)})
+            else:
+                await show(stream, began, error_console())
+
+    try:
+        asyncio.run(ask())
+    except LlavaGrpcError as error:
+        if not as_json:
+            raise
+        print_json(error_object(error))
+        return 1
+    return 0
+
+
+async def show(stream: AnswerStream, began: float, below: Console) -> Finished:
+    """Write the answer as it comes to standard output, and what it took to `below`."""
+    ends_line = True
+    first_token = None
+    try:
+        async for delta in stream:
+            first_token = first_token or time.monotonic() - began
+            write_text(delta.text)
+            ends_line = delta.text.endswith("\n") if delta.text else ends_line
+    finally:
+        if not ends_line:
+            write_text("\n")  # also before an error
+    finished = stream.finished
+    assert finished is not None, "a stream without an error is complete"
+    below.print(summary(stream, finished, time.monotonic() - began, first_token), style="dim", soft_wrap=True)
+    return finished
+
+
+def summary(stream: AnswerStream, finished: Finished, seconds: float, first_token: float | None) -> str:
+    """One line: who answered, how much, how long."""
+    usage, started = finished.usage, stream.started
+    asked = f"{usage.prompt_tokens:,} tokens in"
+    if usage.image_tokens:
+        asked += f" ({usage.image_tokens:,} of pictures)"
+    parts = [asked, f"{usage.completion_tokens:,} out", f"{seconds:.2f} s"]
+    if first_token is not None:
+        parts.append(f"first token after {first_token:.2f} s")
+    if finished.reason.value != "stop":
+        parts.append({"length": "cut at the longest answer allowed"}.get(finished.reason.value, finished.reason.value))
+    if started is not None:
+        parts.append(f"{started.model} at {started.worker_address}")
+    return " · ".join(parts)
+
+
+def error_object(error: LlavaGrpcError) -> dict[str, object]:
+    """An error as JSON has it."""
+    return {
+        "event": "error",
+        "reason": error.reason,
+        "cause": error.cause,
+        "remedy": error.remedy,
+        "retryable": error.retryable,
+        "retry_after": error.retry_after,
+        "metadata": error.metadata,
+    }

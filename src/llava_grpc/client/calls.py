@@ -1,0 +1,75 @@
+"""The calls of a client, each from its messages to values: the one module of the client that sees protobuf."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from datetime import UTC
+from typing import TypeVar
+
+import grpc.aio
+
+from llava_grpc.client.fleet import ServedModel, WorkerView, state_named
+from llava_grpc.errors import RequestCancelledError
+from llava_grpc.rpc.convert import card_from_pb, duration_from_pb
+from llava_grpc.rpc.status import explain_rpc_error
+from llava_grpc.v1 import controller_pb2, inference_pb2
+from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
+from llava_grpc.v1.inference_pb2_grpc import InferenceServiceStub
+
+_T = TypeVar("_T")
+
+
+async def list_models(channel: grpc.aio.Channel, address: str, timeout: float | None) -> list[ServedModel]:
+    """ListModels, in order of name."""
+    call = InferenceServiceStub(channel).ListModels(inference_pb2.ListModelsRequest(), timeout=timeout)
+    answer = await _answered(call, address)
+    return [ServedModel(card_from_pb(model), model.workers) for model in answer.models]
+
+
+async def list_workers(channel: grpc.aio.Channel, address: str, timeout: float | None) -> list[WorkerView]:
+    """ListWorkers, in order of address."""
+    call = ControllerServiceStub(channel).ListWorkers(controller_pb2.ListWorkersRequest(), timeout=timeout)
+    return [_worker(info) for info in (await _answered(call, address)).workers]
+
+
+async def _answered(call: Awaitable[_T], address: str) -> _T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise explain_rpc_error(error, address) from error
+    except asyncio.CancelledError:
+        if was_cancelled_here():
+            raise
+        raise RequestCancelledError("the client was closed") from None
+
+
+def was_cancelled_here() -> bool:
+    """Whether a CancelledError is the running task's own, and not a call's that somebody else cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _worker(info: controller_pb2.WorkerInfo) -> WorkerView:
+    return WorkerView(
+        address=info.address,
+        incarnation=info.incarnation,
+        state=state_named(_state_name(info.state)),
+        models=tuple(info.models),
+        speed=info.speed,
+        slots=info.slots,
+        in_flight=info.in_flight,
+        running=info.reported_load.running,
+        waiting=info.reported_load.waiting,
+        heartbeat_age=duration_from_pb(info.heartbeat_age),
+        registered_at=info.registered_at.ToDatetime(tzinfo=UTC),
+        check_heartbeat=info.check_heartbeat,
+        version=info.version,
+    )
+
+
+def _state_name(number: controller_pb2.WorkerState.ValueType) -> str:
+    try:
+        return controller_pb2.WorkerState.Name(number).removeprefix("WORKER_STATE_").lower()
+    except ValueError:  # a newer release's
+        return ""

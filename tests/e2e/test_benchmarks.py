@@ -1,0 +1,34 @@
+"""The benchmarks run, and say what they promise to say; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def test_bench_proxy_in_its_quick_form() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "bench_proxy.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    for key in ("proxied_tok_s", "direct_tok_s", "controller_cpu_us_per_token", "messages_per_token"):
+        for kind in (result, result["steps"], result["one_token_a_message"]):
+            assert kind[key] > 0, key
+        for spread in (result["spread"], result["spread"]["steps"], result["spread"]["one_token_a_message"]):
+            low, high = spread[key]
+            assert low <= high
+    assert result["one_token_a_message"]["messages_per_token"] == 1.0
+    assert isinstance(result["added_ttft_ms_p50"], float)
+    assert isinstance(result["added_ttft_ms_p99"], float)
+    assert result["rounds"] == 1
+    assert result["machine"]["cores"] >= 1
+    assert result["date"]
