@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Protocol
 
 from llava_grpc.config import EngineSettings
@@ -135,8 +136,11 @@ def load_engine(name: str, settings: EngineSettings) -> Engine:
     """The engine of that name, not yet started. Only now is its module, and with it its library, imported.
 
     Raises:
-        EngineStartError: no engine has that name, or its library is not installed.
+        EngineStartError: no engine has that name, its library is not installed, or the model's folder is not there.
     """
+    path = settings.model_path
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise EngineStartError(f"there is no folder {path}; give a checkpoint's folder or a hub name")
     points = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name]
     if not points:
         raise EngineStartError(f"no engine is named {name!r}; installed are: {', '.join(engine_names()) or 'none'}")

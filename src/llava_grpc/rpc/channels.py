@@ -26,6 +26,7 @@ def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[
         ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_channelz", 1),
         # Channels of one process to one address share a connection by default; a node's own must fail alone.
         ("grpc.use_local_subchannel_pool", 1),
     ]

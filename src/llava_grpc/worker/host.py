@@ -5,18 +5,21 @@ Laws:
 2. A slot is free again when the engine has said that the request is over, not when the client has gone.
 3. Nothing that the engine does blocks the event loop; what it hands over costs the loop one wake-up a step, however
    many requests the step served.
-4. The first token never waits. Deltas that have piled up while the loop was busy leave as one frame.
+4. The first token never waits. Later ones wait for their turn when many frames leave (`core.pacing`); Deltas that have
+   piled up meanwhile leave as one frame.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from llava_grpc.core.pacing import FrameBudget
 from llava_grpc.core.prompt import GenerationRequest
 from llava_grpc.core.stream import Delta, Finished, Timings
 from llava_grpc.engines.base import Began, Ended, Engine, EngineEvent, Failed, Progress, Ticket
@@ -33,11 +36,14 @@ _log = logging.getLogger(__name__)
 class Answer:
     """One request under way. Iterate its `events`; `close` it in any case."""
 
-    def __init__(self, received_at: float) -> None:
+    def __init__(self, received_at: float, budget: FrameBudget, clock: Callable[[], float]) -> None:
         self._received_at = received_at
+        self._budget = budget
+        self._clock = clock
         self._queue = self._first_token = self._total = 0.0
         self._pending: deque[Delta | Ended | Failed] = deque()
         self._news = asyncio.Event()
+        self._ended = asyncio.Event()
         self._ticket: Ticket | None = None
         self._closed = False
 
@@ -54,6 +60,8 @@ class Answer:
         """Take an event on the event loop."""
         self._pending.append(event)
         self._news.set()
+        if not isinstance(event, Delta):
+            self._ended.set()
 
     def bind(self, ticket: Ticket) -> None:
         """The engine has taken the request up."""
@@ -73,8 +81,12 @@ class Answer:
         Raises:
             LlavaGrpcError: the engine failed.
         """
+        first = True
         while True:
             await self._news.wait()
+            if not first:
+                await self._turn()
+            first = False
             self._news.clear()
             joined: Delta | None = None
             while self._pending:
@@ -92,6 +104,16 @@ class Answer:
             if joined is not None:
                 yield joined
 
+    async def _turn(self) -> None:
+        """Wait for this stream's turn to send a frame, if it must; the end of the answer does not wait."""
+        if self._ended.is_set():
+            return
+        wait = self._budget.reserve(self._clock())
+        if wait > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._ended.wait()
+
 
 class EngineHost:
     """See the module. Made and used on one event loop."""
@@ -103,6 +125,7 @@ class EngineHost:
         self._preparing = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prepare")
         self._handed_over: deque[tuple[Answer, EngineEvent]] = deque()
         self._flush_is_due = False
+        self._budget = FrameBudget()
         self._running: set[Answer] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -139,7 +162,7 @@ class EngineHost:
         """
         if len(self._running) >= self._engine.slots:
             raise AllSlotsTakenError(f"all {self._engine.slots} slots are taken", retry_after=RETRY_WHEN_FULL)
-        answer = Answer(self._clock())
+        answer = Answer(self._clock(), self._budget, self._clock)
         self._running.add(answer)
         self._idle.clear()
         preparing = self._loop.run_in_executor(self._preparing, self._prepare, request, answer)

@@ -9,11 +9,11 @@ from typing import Any
 import grpc.aio
 
 from llava_grpc import __version__
-from llava_grpc.rpc.identity import new_request_id, new_seed
 from llava_grpc.core.stream import Finished, Started
 from llava_grpc.errors import ModelNotFoundError, ShuttingDownError, StartingError
 from llava_grpc.logs import REQUEST_ID
 from llava_grpc.rpc.convert import card_to_pb, event_to_pb, request_from_pb
+from llava_grpc.rpc.identity import new_request_id, new_seed
 from llava_grpc.rpc.status import typed_errors
 from llava_grpc.v1 import controller_pb2, inference_pb2, worker_pb2
 from llava_grpc.worker.host import EngineHost

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,8 +21,8 @@ REQUEST = GenerationRequest(request_id="r", model="", prompt=RawPrompt("x"))
 
 
 @asynccontextmanager
-async def hosting(engine: ScriptedEngine) -> AsyncIterator[EngineHost]:
-    host = EngineHost(engine)
+async def hosting(engine: ScriptedEngine, clock: Callable[[], float] = time.monotonic) -> AsyncIterator[EngineHost]:
+    host = EngineHost(engine, clock)
     try:
         yield host
     finally:
@@ -148,3 +149,24 @@ async def test_an_engines_failure_reaches_the_reader_after_what_was_made():
         with pytest.raises(EngineFailedError, match="broken"):
             await anext(events)
         assert host.running == 0
+
+
+async def test_the_end_of_an_answer_does_not_wait_for_its_turn():
+    engine, clock = ScriptedEngine(), StoppedClock()
+    async with hosting(engine, clock) as host:
+        answer = await host.submit(REQUEST)
+        sink, events = engine.sinks[0], answer.events()
+        for number in range(17):  # the burst is used up, and the clock that would give it back stands still
+            from_another_thread(lambda n=number: sink(Delta(str(n), (n,), n + 1)))
+            assert isinstance(await anext(events), Delta)
+        from_another_thread(lambda: sink(Delta("last", (99,), 18)))
+        waiting = asyncio.ensure_future(anext(events))
+        await until(lambda: len(answer._pending) == 1)
+        from_another_thread(lambda: sink(Ended(FinishReason.STOP, Usage())))
+        assert await waiting == Delta("last", (99,), 18)
+        assert isinstance(await anext(events), Finished)
+
+
+class StoppedClock:
+    def __call__(self) -> float:
+        return 1000.0
