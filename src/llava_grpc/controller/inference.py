@@ -10,11 +10,11 @@ from google.protobuf.message import DecodeError
 
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.proxy import Proxy
-from llava_grpc.rpc.identity import new_request_id, new_seed
 from llava_grpc.core.prompt import check_request_id
 from llava_grpc.errors import PromptInvalidError, ShuttingDownError
 from llava_grpc.logs import REQUEST_ID
 from llava_grpc.rpc.convert import card_to_pb
+from llava_grpc.rpc.identity import new_request_id, new_seed
 from llava_grpc.rpc.status import typed_errors
 from llava_grpc.v1 import inference_pb2 as pb
 
