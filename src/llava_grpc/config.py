@@ -42,7 +42,8 @@ class EngineSettings:
     dtype: str = "auto"
     """Element type; "auto" is bfloat16 on a GPU, float32 on a CPU."""
     threads: int = 0
-    """CPU threads that torch may use. 0: as many as there are cores. Too many slow every worker of the machine."""
+    """CPU threads that torch may use. 0: the engine's own choice (one for a small model, else one a core). Too many slow
+    every worker of the machine."""
     slots: int = 0
     """Requests computed at once. 0: the engine's own choice."""
     max_new_tokens_limit: int = 1024

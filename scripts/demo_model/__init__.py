@@ -1,0 +1,1 @@
+"""How the bundled demo model is made: its shell, its data and its stages of training."""
