@@ -18,7 +18,8 @@
     │   ├── ModelNotFoundError         nobody serves a model of that name
     │   └── ImageNotFoundError         a picture by digest that is not held
     ├── OverloadedError                try again in a while
-    │   └── AllSlotsTakenError         every slot that could serve the request is taken
+    │   ├── AllSlotsTakenError         every slot that could serve the request is taken
+    │   └── QueueFullError             and as many wait as may, or it has waited as long as one may
     ├── UnavailableError               nobody's fault: try again
     │   ├── NoLiveWorkerError          the model is known, but no worker that serves it is well
     │   ├── AllSpeedsZeroError         every worker of the model advertises speed 0
@@ -205,6 +206,13 @@ class AllSlotsTakenError(OverloadedError):
 
     reason = "ALL_SLOTS_TAKEN"
     default_remedy = "Try again shortly, or add workers"
+
+
+class QueueFullError(OverloadedError):
+    """Every slot is taken, and as many requests wait as may, or this one has waited as long as one may."""
+
+    reason = "QUEUE_FULL"
+    default_remedy = "Try again later, or add workers"
 
 
 class UnavailableError(LlavaGrpcError):

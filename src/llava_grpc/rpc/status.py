@@ -43,6 +43,7 @@ CODES: dict[str, grpc.StatusCode] = {
     "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "IMAGE_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "ALL_SLOTS_TAKEN": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "NO_LIVE_WORKER": grpc.StatusCode.UNAVAILABLE,
     "ALL_SPEEDS_ZERO": grpc.StatusCode.UNAVAILABLE,
     "WORKER_LOST": grpc.StatusCode.UNAVAILABLE,

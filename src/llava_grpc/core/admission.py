@@ -1,0 +1,207 @@
+"""Who waits and who goes next, while every slot is taken: one queue a model.
+
+The order, and why: priority class first, because that is what it is for; then the tenant that was served least, by the
+virtual token counter, so that nobody's flood holds up somebody else; then the earliest deadline, then the earliest
+arrival. A queue is bounded in length and in time: what cannot be served soon is told so at once.
+
+The virtual token counter is Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): each tenant's
+counter grows by the tokens served to it, prompts weighing less than answers; the waiting tenant with the least counter
+goes first; one that comes back after a pause is lifted to the least counter of those that wait, so that nobody saves up
+idle time. Counters are compared within a priority class and a model; service counts wherever it was given.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from llava_grpc.errors import DeadlineExceededError, LlavaGrpcError, QueueFullError
+
+PROMPT_WEIGHT, ANSWER_WEIGHT = 1.0, 2.0
+"""Of a token, in a tenant's counter: as in the paper, an answer's token costs about twice a prompt's."""
+
+
+class Priority(IntEnum):
+    """Classes of requests; a lower number goes first."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A request that waits. Times in seconds on the clock that `now` is of; `key` names it, once.
+
+    `prompt_tokens` is an estimate: the controller does not tokenize.
+    """
+
+    key: str
+    tenant: str = ""
+    priority: Priority = Priority.NORMAL
+    prompt_tokens: int = 0
+    deadline: float | None = None
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimits:
+    """`length`: entries that may wait for one model; 0 turns waiting off. `wait`: seconds that one may wait."""
+
+    length: int = 256
+    wait: float = 60.0
+
+
+@dataclass(slots=True)
+class ServiceCounters:
+    """What each tenant was served, as virtual tokens. One for all queues of a controller."""
+
+    _served: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, tenant: str) -> float:
+        return self._served.get(tenant, 0.0)
+
+    def charge(self, tenant: str, *, prompt: int = 0, answer: int = 0) -> None:
+        """Count tokens served to a tenant."""
+        self._served[tenant] = self[tenant] + PROMPT_WEIGHT * prompt + ANSWER_WEIGHT * answer
+
+    def lift(self, tenant: str, least: float) -> None:
+        """A tenant that was away saves nothing up."""
+        self._served[tenant] = max(self[tenant], least)
+
+
+_Rank = tuple[float, float, int]
+
+
+class AdmissionQueue:
+    """The requests that wait for one model; see the module.
+
+    Pushing, taking and removing cost O(log n) and O(tenants that wait).
+    """
+
+    def __init__(self, limits: QueueLimits, counters: ServiceCounters) -> None:
+        self._limits = limits
+        self._counters = counters
+        self._entries: dict[str, Entry] = {}
+        self._ranks: dict[str, _Rank] = {}
+        # Heaps forget who was taken off when they come to it: an item counts while its rank is its key's.
+        self._waiting: dict[tuple[Priority, str], list[tuple[_Rank, str]]] = {}
+        self._due: list[tuple[float, _Rank, str]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def push(self, entry: Entry) -> None:
+        """Have a request wait.
+
+        Raises:
+            QueueFullError: as many wait as may.
+            ValueError: its key waits already.
+        """
+        if entry.key in self._entries:
+            raise ValueError(f"{entry.key} waits already")
+        if len(self._entries) >= self._limits.length:
+            raise QueueFullError(f"{len(self._entries)} requests wait already, the most that may")
+        self._lift(entry)
+        rank = (_deadline(entry), entry.arrived, next(self._order))
+        self._entries[entry.key], self._ranks[entry.key] = entry, rank
+        heapq.heappush(self._waiting.setdefault((entry.priority, entry.tenant), []), (rank, entry.key))
+        heapq.heappush(self._due, (self._expires(entry), rank, entry.key))
+
+    def take(self) -> Entry | None:
+        """The one that goes next, off the queue, its prompt charged to its tenant; None where nobody waits."""
+        line = self._next_line()
+        if line is None:
+            return None
+        entry = self.remove(heapq.heappop(self._waiting[line])[1])
+        assert entry is not None, "the head of a line waits"
+        self._counters.charge(entry.tenant, prompt=entry.prompt_tokens)
+        return entry
+
+    def remove(self, key: str) -> Entry | None:
+        """Take one off that was cancelled; None where it does not wait."""
+        self._ranks.pop(key, None)
+        return self._entries.pop(key, None)
+
+    def expire(self, now: float) -> list[tuple[Entry, LlavaGrpcError]]:
+        """Take off whose time is up, each with what to tell it."""
+        expired = []
+        while self._due and self._due[0][0] <= now:
+            _, rank, key = heapq.heappop(self._due)
+            if self._ranks.get(key) == rank:
+                entry = self._entries[key]
+                self.remove(key)
+                expired.append((entry, self._too_late(entry)))
+        return expired
+
+    def next_expiry(self) -> float | None:
+        """When the next one's time is up; None where nobody waits."""
+        while self._due and self._ranks.get(self._due[0][2]) != self._due[0][1]:
+            heapq.heappop(self._due)
+        return self._due[0][0] if self._due else None
+
+    def position(self, key: str) -> int:
+        """How many go before it as things stand, 0 for the next; an estimate, since counters move while it waits.
+
+        Raises:
+            KeyError: it does not wait.
+        """
+        mine = self._entries[key]
+
+        def rank(entry: Entry) -> tuple[float, ...]:
+            return (entry.priority, self._counters[entry.tenant], *self._ranks[entry.key])
+
+        here = rank(mine)
+        return sum(1 for other in self._entries.values() if rank(other) < here)
+
+    def waiting_tenants(self, priority: Priority) -> Iterator[str]:
+        """Tenants of that class that wait."""
+        for line_priority, tenant in self._waiting:
+            if line_priority is priority and self._head((line_priority, tenant)) is not None:
+                yield tenant
+
+    def _lift(self, entry: Entry) -> None:
+        tenants = set(self.waiting_tenants(entry.priority))
+        if tenants and entry.tenant not in tenants:
+            self._counters.lift(entry.tenant, min(self._counters[tenant] for tenant in tenants))
+
+    def _next_line(self) -> tuple[Priority, str] | None:
+        """The class and tenant whose turn it is."""
+        best: tuple[Priority, float, _Rank] | None = None
+        chosen = None
+        for line in list(self._waiting):
+            head = self._head(line)
+            if head is None:
+                del self._waiting[line]
+                continue
+            rank = (line[0], self._counters[line[1]], head[0])
+            if best is None or rank < best:
+                best, chosen = rank, line
+        return chosen
+
+    def _head(self, line: tuple[Priority, str]) -> tuple[_Rank, str] | None:
+        """The first of a tenant's line that still waits."""
+        heap = self._waiting[line]
+        while heap and self._ranks.get(heap[0][1]) != heap[0][0]:
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def _expires(self, entry: Entry) -> float:
+        latest = entry.arrived + self._limits.wait
+        return latest if entry.deadline is None else min(latest, entry.deadline)
+
+    def _too_late(self, entry: Entry) -> LlavaGrpcError:
+        if entry.deadline is not None and entry.deadline <= entry.arrived + self._limits.wait:
+            return DeadlineExceededError("the deadline passed while the request waited for a slot")
+        return QueueFullError(f"no slot came free within {self._limits.wait:g} s")
+
+
+def _deadline(entry: Entry) -> float:
+    return entry.deadline if entry.deadline is not None else float("inf")
