@@ -42,8 +42,8 @@ class EngineSettings:
     dtype: str = "auto"
     """Element type; "auto" is bfloat16 on a GPU, float32 on a CPU."""
     threads: int = 0
-    """CPU threads that torch may use. 0: the engine's own choice (one for a small model, else one a core). Too many slow
-    every worker of the machine."""
+    """CPU threads that torch may use. 0: the engine's own choice, one for a small model, else one a core. Too many
+    slow every worker of the machine."""
     slots: int = 0
     """Requests computed at once. 0: the engine's own choice."""
     max_new_tokens_limit: int = 1024
@@ -115,6 +115,10 @@ class ControllerSettings:
     """What workers must show. Required where the controller listens beyond loopback."""
     max_attempts: int = 3
     """Workers tried for one request before its first token."""
+    queue_length: int = 256
+    """Requests that may wait for one model while every slot is taken. 0: none; they are refused at once."""
+    queue_wait: float = 60.0
+    """Seconds that a request may wait."""
 
     def __post_init__(self) -> None:
         _demand(self.heartbeat_interval > 0, "the heartbeat interval must be above 0")
@@ -123,6 +127,8 @@ class ControllerSettings:
             f"expiry ({self.heartbeat_expiry:g} s) must be longer than the interval ({self.heartbeat_interval:g} s)",
         )
         _demand(self.max_attempts >= 1, "at least one attempt is needed")
+        _demand(self.queue_length >= 0, "the queue's length cannot be negative")
+        _demand(self.queue_wait > 0, "the longest wait must be above 0")
         _demand(
             self.server.on_loopback or bool(self.join_token),
             f"a controller that listens on {self.server.host} needs a join token, or anybody could register as a "

@@ -120,7 +120,7 @@ async def test_a_deadline_frees_the_slot_and_says_so():
 
 
 async def test_when_every_slot_is_taken_the_client_is_told_when_to_try_again():
-    cluster = Cluster(workers=2, options={"hang_after": "1"}, engine_settings=None)
+    cluster = Cluster(workers=2, options={"hang_after": "1"}, queue_length=0)
     async with cluster, connected(cluster.address) as controller:
         slots = 2 * cluster.workers[0].host.engine.slots
         calls = [controller.inference.Generate(ask()) for _ in range(slots)]

@@ -26,6 +26,8 @@ PURE = {
     "collections",
     "dataclasses",
     "enum",
+    "heapq",
+    "itertools",
     "llava_grpc",
     "math",
     "random",

@@ -10,6 +10,7 @@ import typer
 
 from llava_grpc.cli.options import NETWORK, ControllerAddress, Json, MaxMessageMb, address_of, mebibytes
 from llava_grpc.cli.output import error_console, plain, print_json, write_text
+from llava_grpc.core.stream import Delta, Queued
 from llava_grpc.errors import LlavaGrpcError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def generate(
 ) -> int:
     """Ask a model; its answer is streamed to the terminal.
 
-    With --json, one object a line: started, delta (any number), finished; or error.
+    With --json, one object a line: queued (while every worker is busy), started, deltas, finished; or error.
     """
     import asyncio
 
@@ -112,10 +113,13 @@ async def show(stream: AnswerStream, began: float, below: Console) -> Finished:
     ends_line = True
     first_token = None
     try:
-        async for delta in stream:
-            first_token = first_token or time.monotonic() - began
-            write_text(delta.text)
-            ends_line = delta.text.endswith("\n") if delta.text else ends_line
+        async for event in stream.events():
+            if isinstance(event, Queued):
+                below.print(where_it_stands(event), style="dim", soft_wrap=True)
+            elif isinstance(event, Delta):
+                first_token = first_token or time.monotonic() - began
+                write_text(event.text)
+                ends_line = event.text.endswith("\n") if event.text else ends_line
     finally:
         if not ends_line:
             write_text("\n")  # also before an error
@@ -123,6 +127,13 @@ async def show(stream: AnswerStream, began: float, below: Console) -> Finished:
     assert finished is not None, "a stream without an error is complete"
     below.print(summary(stream, finished, time.monotonic() - began, first_token), style="dim", soft_wrap=True)
     return finished
+
+
+def where_it_stands(queued: Queued) -> str:
+    """One line for who waits."""
+    place = "next in line" if queued.position == 0 else f"{queued.position} before it"
+    about = "" if queued.estimated_wait is None else f", about {queued.estimated_wait:.0f} s"
+    return f"every worker is busy; the request waits: {place}{about}"
 
 
 def summary(stream: AnswerStream, finished: Finished, seconds: float, first_token: float | None) -> str:

@@ -51,6 +51,25 @@ def controller(
             rich_help_panel=FLEET,
         ),
     ] = 3,
+    queue_length: Annotated[
+        int,
+        typer.Option(
+            envvar="LLAVA_GRPC_QUEUE_LENGTH",
+            metavar="N",
+            min=0,
+            help="Requests that may wait for a model while all are busy. 0: none.",
+            rich_help_panel=FLEET,
+        ),
+    ] = 256,
+    queue_wait: Annotated[
+        float,
+        typer.Option(
+            envvar="LLAVA_GRPC_QUEUE_WAIT",
+            metavar="SECONDS",
+            help="How long a request may wait.",
+            rich_help_panel=FLEET,
+        ),
+    ] = 60.0,
     max_message_mb: options.MaxMessageMb = 64,
     log_level: options.LogLevel = "info",
 ) -> int:
@@ -62,6 +81,8 @@ def controller(
         heartbeat_expiry=heartbeat_expiry,
         join_token=join_token,
         max_attempts=max_attempts,
+        queue_length=queue_length,
+        queue_wait=queue_wait,
     )
     logs.configure("controller", log_level)
     import asyncio

@@ -17,7 +17,7 @@ from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError
-from llava_grpc.core.prompt import GenerationRequest
+from llava_grpc.core.prompt import GenerationRequest, Priority
 from llava_grpc.errors import MessageTooLargeError, SamplingInvalidError
 from llava_grpc.rpc.channels import open_channel
 from llava_grpc.rpc.convert import request_to_pb
@@ -76,6 +76,8 @@ class AsyncClient:
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         request_id: str = "",
+        priority: Priority = Priority.NORMAL,
+        tenant: str = "",
         timeout: float | None = None,
     ) -> AnswerStream:
         """Ask; the request is under way when this returns. See `GenerateOptions` for the options.
@@ -103,6 +105,8 @@ class AsyncClient:
             stop=stop,
             stop_token_ids=stop_token_ids,
             request_id=request_id,
+            priority=priority,
+            tenant=tenant,
         )
         return self.send(request, timeout=timeout)
 

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import TypedDict, cast
 
 from llava_grpc.client.pictures import Picture, picture, pictures
-from llava_grpc.core.prompt import Conversation, GenerationRequest, Image, Prompt, RawPrompt, Role, Sampling, Turn
+from llava_grpc.core.prompt import (
+    Conversation,
+    GenerationRequest,
+    Image,
+    Priority,
+    Prompt,
+    RawPrompt,
+    Role,
+    Sampling,
+    Turn,
+)
 from llava_grpc.errors import PromptInvalidError
 
 
@@ -32,6 +42,10 @@ class RequestOptions(TypedDict, total=False):
     """The answer ends at any of these tokens."""
     request_id: str
     """Names the request in every node's log; drawn if left out."""
+    priority: Priority
+    """Which requests go first where they wait for a slot; default NORMAL."""
+    tenant: str
+    """On whose account: tenants that wait get equal shares."""
 
 
 class GenerateOptions(RequestOptions, total=False):
@@ -117,6 +131,8 @@ def build_request(
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     request_id: str = "",
+    priority: Priority = Priority.NORMAL,
+    tenant: str = "",
 ) -> GenerationRequest:
     """The request around a prompt, with a name.
 
@@ -134,7 +150,12 @@ def build_request(
         stop_token_ids=tuple(stop_token_ids),
     )
     return GenerationRequest(
-        request_id=request_id or uuid.uuid4().hex[:16], model=model, prompt=prompt, sampling=sampling
+        request_id=request_id or uuid.uuid4().hex[:16],
+        model=model,
+        prompt=prompt,
+        sampling=sampling,
+        priority=priority,
+        tenant=tenant,
     )
 
 

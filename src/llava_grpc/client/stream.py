@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc.aio
 
 from llava_grpc.client.calls import was_cancelled_here
-from llava_grpc.core.stream import Delta, Event, Finished, Started
+from llava_grpc.core.stream import Delta, Event, Finished, Queued, Started
 from llava_grpc.errors import EngineFailedError, LlavaGrpcError, RequestCancelledError
 from llava_grpc.rpc.convert import event_from_pb
 from llava_grpc.rpc.status import explain_rpc_error
@@ -26,7 +26,8 @@ class AnswerStream:
 
     Attributes:
         request_id: the request's name, also in the nodes' logs.
-        started: who answers, once the first frame is here.
+        queued: where the request stands, while it waits for a slot.
+        started: who answers, once that is known.
         finished: why it ended and what it took, once it is complete.
     """
 
@@ -38,6 +39,7 @@ class AnswerStream:
         on_complete: Callable[[str], None] | None = None,
     ) -> None:
         self.request_id = request_id
+        self.queued: Queued | None = None
         self.started: Started | None = None
         self.finished: Finished | None = None
         self._call = call
@@ -155,6 +157,8 @@ class AnswerStream:
             if self.started is not None:
                 raise self._defect("the answer started twice")
             self.started = event
+        elif isinstance(event, Queued):
+            self.queued = event
         elif self.started is None:
             raise self._defect("the answer has no start")
         elif isinstance(event, Delta):

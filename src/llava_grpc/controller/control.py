@@ -82,13 +82,8 @@ class ControlServicer:
     @typed_errors
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:  # noqa: N802
         self._check_join_token(context)
-        known = self._fleet.registry.heartbeat(
-            request.address,
-            request.incarnation,
-            request.sequence,
-            request.load.running,
-            request.load.waiting,
-            self._fleet.clock(),
+        known = self._fleet.heartbeat(
+            request.address, request.incarnation, request.sequence, request.load.running, request.load.waiting
         )
         return pb.HeartbeatResponse(known=known)
 

@@ -1,4 +1,4 @@
-"""The controller's shell around the core: registry, dispatcher, and the channels to workers.
+"""The controller's shell around the core: registry, dispatcher, those who wait, and the channels to workers.
 
 One of these a controller; control, inference and reaper share it. All on one event loop, so the core needs no locks.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import grpc.aio
 
 from llava_grpc.config import ControllerSettings, SettingsError
-from llava_grpc.core.dispatcher import Dispatcher
+from llava_grpc.core.admission import Entry, QueueLimits
+from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry, Worker
 from llava_grpc.core.strategies import STRATEGIES
+from llava_grpc.core.stream import Queued
 from llava_grpc.rpc.channels import open_channel
 
+TELL_EVERY = 1.0
+"""Seconds between two looks at where a request that waits stands."""
 STREAMS_MAY_RUN_ON = 3600.0
 """Seconds for which streams from a worker that left the register may go on before its channel is cut."""
 
@@ -31,7 +35,8 @@ class Fleet:
     dispatcher: Dispatcher
     clock: Callable[[], float] = time.monotonic
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set whenever a worker was put on or taken off, for whoever waits for the next expiry."""
+    """Set whenever something new may expire, a worker or a request that waits."""
+    _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -46,7 +51,8 @@ class Fleet:
         if strategy is None:
             raise SettingsError(f"no strategy is named {settings.strategy!r}; there are {', '.join(STRATEGIES)}")
         registry = Registry(expiry=settings.heartbeat_expiry)
-        return cls(settings, registry, Dispatcher(registry, strategy))
+        limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
+        return cls(settings, registry, Dispatcher(registry, strategy, limits=limits))
 
     def admit(self, registration: Registration) -> Worker | None:
         """Put a worker that was reached on the register; the other life that it replaces, if any."""
@@ -54,7 +60,15 @@ class Fleet:
         if replaced is not None:
             self._drop_channel(replaced)
         self.changed.set()
+        self.place()
         return replaced
+
+    def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int) -> bool:
+        """Take a sign of life; False where no such life is known."""
+        known = self.registry.heartbeat(address, incarnation, sequence, running, waiting, self.clock())
+        if known:
+            self.place()
+        return known
 
     def deregister(self, address: str, incarnation: str) -> Worker | None:
         """Take a worker off; None where it was not known."""
@@ -69,6 +83,54 @@ class Fleet:
         for worker in expired:
             self._drop_channel(worker)
         return expired
+
+    def next_expiry(self) -> float | None:
+        """When the next worker, or the next request that waits, runs out of time."""
+        due = (self.registry.next_expiry(), self.dispatcher.next_expiry())
+        return min((one for one in due if one is not None), default=None)
+
+    def place(self) -> None:
+        """Give room that has come to those who wait, and turn away those whose time is up."""
+        for entry, outcome in self.dispatcher.place(self.clock()):
+            future = self._waiting[entry.key]
+            if isinstance(outcome, Assignment):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+    async def acquire(self, model: str, entry: Entry, tell: Callable[[Queued], Awaitable[None]]) -> Assignment:
+        """A worker for the request, when one has room. While it waits, `tell` hears where it stands.
+
+        Raises:
+            The errors of `Dispatcher.admit`; QueueFullError, DeadlineExceededError: it waited for too long.
+        """
+        assignment = self.dispatcher.admit(model, entry)
+        if assignment is not None:
+            return assignment
+        future: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
+        self._waiting[entry.key] = future
+        self.changed.set()
+        told: Queued | None = None
+        try:
+            while not future.done():
+                outlook = self.dispatcher.outlook(model, entry.key)
+                if told is None or outlook.position != told.position:
+                    await tell(outlook)
+                    told = outlook
+                await asyncio.wait({future}, timeout=TELL_EVERY)
+            return future.result()
+        except BaseException:
+            self.dispatcher.forget(model, entry.key)
+            if future.done() and future.exception() is None:  # a slot came as the client went
+                self.release(future.result())
+            raise
+        finally:
+            del self._waiting[entry.key]
+
+    def release(self, assignment: Assignment) -> None:
+        """A request's stream is over: its slot is for whoever waits."""
+        self.dispatcher.release(assignment, self.clock())
+        self.place()
 
     def channel(self, address: str, incarnation: str) -> grpc.aio.Channel:
         """The channel to one life of a worker; opened when first asked for."""

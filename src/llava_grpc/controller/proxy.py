@@ -1,6 +1,7 @@
 """The data path through the controller: a worker's frames to the client, as the bytes that they are.
 
-Laws: frames are not parsed, only told apart by their first byte. Started is held back until the first frame of the
+Laws: frames are told apart by their first byte and passed on unparsed; only the last one, Finished, is looked into.
+Started is held back until the first frame of the
 answer itself, so that a worker that dies before it can be replaced unseen. A client that goes away cancels the
 worker's stream at once. What to do after a failure is `core.recovery`'s to say.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any
 
@@ -16,19 +18,26 @@ import grpc
 import grpc.aio
 
 from llava_grpc.controller.fleet import Fleet
+from llava_grpc.core.admission import Entry
 from llava_grpc.core.dispatcher import Assignment
 from llava_grpc.core.recovery import judge
+from llava_grpc.core.stream import Queued
 from llava_grpc.errors import (
+    AllSlotsTakenError,
     DeadlineExceededError,
     EngineFailedError,
     LlavaGrpcError,
     MessageTooLargeError,
     WorkerLostError,
 )
+from llava_grpc.rpc.convert import event_to_pb
 from llava_grpc.rpc.status import from_rpc_error
 from llava_grpc.v1 import inference_pb2 as pb
 
 GENERATE = "/llava_grpc.v1.InferenceService/Generate"
+
+DECLINED_PAUSE = 0.05
+"""Seconds before a worker that declined is asked again, where there is no other."""
 
 _log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -47,7 +56,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self.delivered = False
-        self.finished = False
+        self.usage: pb.Usage | None = None
 
 
 class Proxy:
@@ -56,21 +65,20 @@ class Proxy:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    async def answer(self, context: _Context, model: str, request: bytes) -> None:
-        """Have `request` (a serialized GenerateRequest for `model`) answered by some worker.
+    async def answer(self, context: _Context, model: str, request: bytes, entry: Entry) -> None:
+        """Have `request` (a serialized GenerateRequest for `model`) answered by some worker, when one has room.
 
         Raises:
             LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
         """
-        dispatcher = self._fleet.dispatcher
+        fleet = self._fleet
         progress, tried = _Progress(), set[str]()
-        failure: LlavaGrpcError | None = None
+
+        async def tell(queued: Queued) -> None:
+            await context.write(event_to_pb(queued).SerializeToString())
+
+        assignment = await fleet.acquire(model, entry, tell)
         while True:
-            try:
-                assignment = dispatcher.assign(model, tried)
-            except LlavaGrpcError as error:
-                # Nobody is left to try: what the last one said tells more, unless there was no last one.
-                raise failure or error from None
             tried.add(assignment.incarnation)
             _log.info("to worker %s, attempt %d", assignment.address, len(tried))
             try:
@@ -79,15 +87,21 @@ class Proxy:
             except LlavaGrpcError as error:
                 failure = error
             finally:
-                dispatcher.release(assignment)
+                if progress.usage is not None:
+                    fleet.dispatcher.counters.charge(
+                        entry.tenant,
+                        prompt=progress.usage.prompt_tokens - entry.prompt_tokens,
+                        answer=progress.usage.completion_tokens,
+                    )
+                fleet.release(assignment)
             verdict = judge(
                 failure,
                 delivered=progress.delivered,
                 attempts=len(tried),
-                max_attempts=self._fleet.settings.max_attempts,
+                max_attempts=fleet.settings.max_attempts,
             )
             if verdict.suspect:
-                self._fleet.registry.call_failed(assignment.address, assignment.incarnation)
+                fleet.registry.call_failed(assignment.address, assignment.incarnation)
             _log.log(
                 logging.WARNING if verdict.retry or verdict.suspect else logging.INFO,
                 "worker %s: %s: %s%s",
@@ -98,6 +112,28 @@ class Proxy:
             )
             if not verdict.retry:
                 raise failure
+            assignment = await self._another(model, entry, tried, tell, failure)
+
+    async def _another(
+        self, model: str, entry: Entry, tried: set[str], tell: Callable[[Queued], Awaitable[None]], why: LlavaGrpcError
+    ) -> Assignment:
+        """A worker for one more attempt: one that was not tried if such a one has room, else any when it has.
+
+        Raises:
+            LlavaGrpcError: `why` the last attempt failed, where there is nobody: it tells more than that.
+        """
+        try:
+            return self._fleet.dispatcher.assign(model, tried)
+        except AllSlotsTakenError:
+            pass
+        except LlavaGrpcError:
+            if not isinstance(why, AllSlotsTakenError):
+                raise why from None
+            await asyncio.sleep(DECLINED_PAUSE)  # the worker knows of requests that this controller does not
+        try:
+            return await self._fleet.acquire(model, entry, tell)
+        except AllSlotsTakenError:
+            raise why from None
 
     async def _stream(self, context: _Context, assignment: Assignment, request: bytes, progress: _Progress) -> None:
         """Forward one worker's stream to its end.
@@ -119,7 +155,8 @@ class Proxy:
                     progress.delivered = True
                     await context.write(held)
                 await context.write(frame)
-                progress.finished = kind == _Frame.FINISHED.value
+                if kind == _Frame.FINISHED.value:  # the one frame that is looked into: who is to be charged how much
+                    progress.usage = pb.GenerateResponse.FromString(frame).finished.usage
         except grpc.aio.AioRpcError as rpc_error:
             raise _failure(rpc_error, assignment.address) from rpc_error
         except asyncio.CancelledError:
@@ -130,7 +167,7 @@ class Proxy:
             raise
         finally:
             call.cancel()
-        if not progress.finished:
+        if progress.usage is None:
             raise WorkerLostError(f"worker {assignment.address} ended the stream before the answer")
 
 

@@ -1,4 +1,7 @@
-"""The reaper: drops workers whose heartbeats have stopped. The last line of defence, and it never dies of an error."""
+"""The reaper: drops workers whose heartbeats have stopped, and turns away requests that have waited for too long.
+
+The last line of defence: it never dies of an error.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ AFTER_A_DEFECT = 1.0
 
 
 async def reap(fleet: Fleet) -> None:
-    """Drop each worker when its time is up; sleeps until then, or until the fleet changes. Runs until cancelled."""
+    """Act when somebody's time is up; sleeps until then, or until the fleet changes. Runs until cancelled."""
     while True:
         try:
             await _wait_until_due(fleet)
@@ -24,6 +27,7 @@ async def reap(fleet: Fleet) -> None:
                 _log.warning(
                     "worker %s was dropped: no heartbeat for %g s", worker.address, fleet.settings.heartbeat_expiry
                 )
+            fleet.place()
         except Exception:
             _log.exception("defect in the reaper; it goes on")
             await asyncio.sleep(AFTER_A_DEFECT)
@@ -31,7 +35,7 @@ async def reap(fleet: Fleet) -> None:
 
 async def _wait_until_due(fleet: Fleet) -> None:
     fleet.changed.clear()
-    due = fleet.registry.next_expiry()
+    due = fleet.next_expiry()
     with contextlib.suppress(asyncio.TimeoutError):
         async with asyncio.timeout(None if due is None else max(0.0, due - fleet.clock())):
             await fleet.changed.wait()

@@ -16,20 +16,14 @@ import heapq
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 
+from llava_grpc.core.prompt import Priority
 from llava_grpc.errors import DeadlineExceededError, LlavaGrpcError, QueueFullError
 
 PROMPT_WEIGHT, ANSWER_WEIGHT = 1.0, 2.0
 """Of a token, in a tenant's counter: as in the paper, an answer's token costs about twice a prompt's."""
-
-
-class Priority(IntEnum):
-    """Classes of requests; a lower number goes first."""
-
-    HIGH = 0
-    NORMAL = 1
-    LOW = 2
+RETRY_WHEN_FULL = 1.0
+"""Seconds after which a client that was not served is told to try again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +102,9 @@ class AdmissionQueue:
         if entry.key in self._entries:
             raise ValueError(f"{entry.key} waits already")
         if len(self._entries) >= self._limits.length:
-            raise QueueFullError(f"{len(self._entries)} requests wait already, the most that may")
+            raise QueueFullError(
+                f"{len(self._entries)} requests wait already, the most that may", retry_after=RETRY_WHEN_FULL
+            )
         self._lift(entry)
         rank = (_deadline(entry), entry.arrived, next(self._order))
         self._entries[entry.key], self._ranks[entry.key] = entry, rank
@@ -200,7 +196,7 @@ class AdmissionQueue:
     def _too_late(self, entry: Entry) -> LlavaGrpcError:
         if entry.deadline is not None and entry.deadline <= entry.arrived + self._limits.wait:
             return DeadlineExceededError("the deadline passed while the request waited for a slot")
-        return QueueFullError(f"no slot came free within {self._limits.wait:g} s")
+        return QueueFullError(f"no slot came free within {self._limits.wait:g} s", retry_after=RETRY_WHEN_FULL)
 
 
 def _deadline(entry: Entry) -> float:

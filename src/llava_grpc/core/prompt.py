@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import Enum, IntEnum
 
 from llava_grpc.errors import (
     ImageCountError,
@@ -25,6 +25,14 @@ DEFAULT_MAX_NEW_TOKENS = 256
 MAX_STOP_STRINGS = 16
 MAX_REQUEST_ID = 128
 MAX_SEED = 2**64 - 1
+
+
+class Priority(IntEnum):
+    """Which requests go first where they wait: the lower number."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 class Role(Enum):
@@ -174,6 +182,8 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     attempt: int = 0
     emitted_token_ids: tuple[int, ...] = ()
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         check_request_id(self.request_id)

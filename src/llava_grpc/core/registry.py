@@ -199,6 +199,18 @@ class Registry:
         """Workers on the register that serve the model of that name; if there is none, of that alias."""
         return (self._by_model.get(name) or self._by_alias.get(name) or {}).values()
 
+    def canonical(self, name: str) -> str:
+        """The model's proper name, where `name` is an alias that all who have it use for the same model."""
+        if name in self._by_model:
+            return name
+        meant = {
+            card.name
+            for worker in self._by_alias.get(name, {}).values()
+            for card in worker.registration.cards
+            if name in card.aliases
+        }
+        return meant.pop() if len(meant) == 1 else name
+
     def was_served(self, name: str) -> bool:
         """Whether anybody ever served a model of that name or alias."""
         return name in self._ever_served

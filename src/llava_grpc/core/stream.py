@@ -1,6 +1,6 @@
 """What is answered: the events of a stream, and what is known of a model, as values.
 
-A stream is one Started, any number of Deltas whose offsets follow on one another, one Finished.
+A stream is any number of Queued, one Started, any number of Deltas whose offsets follow on one another, one Finished.
 """
 
 from __future__ import annotations
@@ -62,6 +62,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits at the controller: how many go before it, and for about how many seconds, if known."""
+
+    position: int
+    estimated_wait: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A worker has taken the request up."""
 
@@ -96,4 +104,4 @@ class Finished:
     stop_sequence: str = ""
 
 
-Event = Started | Delta | Finished
+Event = Queued | Started | Delta | Finished

@@ -9,7 +9,17 @@ import math
 
 from google.protobuf.duration_pb2 import Duration
 
-from llava_grpc.core.prompt import Conversation, GenerationRequest, Image, Prompt, RawPrompt, Role, Sampling, Turn
+from llava_grpc.core.prompt import (
+    Conversation,
+    GenerationRequest,
+    Image,
+    Priority,
+    Prompt,
+    RawPrompt,
+    Role,
+    Sampling,
+    Turn,
+)
 from llava_grpc.core.stream import (
     Delta,
     Event,
@@ -17,6 +27,7 @@ from llava_grpc.core.stream import (
     Finished,
     FinishReason,
     ModelCard,
+    Queued,
     Started,
     Timings,
     Usage,
@@ -35,6 +46,12 @@ _ROLES = {
     pb.ROLE_ASSISTANT: Role.ASSISTANT,
 }
 _ROLE_NUMBERS = {role: number for number, role in _ROLES.items()}
+_PRIORITIES = {
+    pb.PRIORITY_HIGH: Priority.HIGH,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+}
+_PRIORITY_NUMBERS = {priority: number for number, priority in _PRIORITIES.items()}
 _REASONS = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -59,7 +76,14 @@ def request_from_pb(message: pb.GenerateRequest) -> GenerationRequest:
         sampling=sampling_from_pb(message.sampling),
         attempt=message.attempt,
         emitted_token_ids=tuple(message.emitted_token_ids),
+        priority=priority_from_pb(message.priority),
+        tenant=message.tenant,
     )
+
+
+def priority_from_pb(number: int) -> Priority:
+    """The class; NORMAL where none is set, or one that this release does not know."""
+    return _PRIORITIES.get(number, Priority.NORMAL)  # type: ignore[call-overload, no-any-return]
 
 
 def _prompt_from_pb(message: pb.GenerateRequest) -> Prompt:
@@ -141,6 +165,8 @@ def request_to_pb(request: GenerationRequest) -> pb.GenerateRequest:
         sampling=sampling_to_pb(request.sampling),
         attempt=request.attempt,
         emitted_token_ids=request.emitted_token_ids,
+        priority=_PRIORITY_NUMBERS[request.priority],
+        tenant=request.tenant,
     )
     match request.prompt:
         case Conversation(turns):
@@ -182,6 +208,9 @@ def event_to_pb(event: Event) -> pb.GenerateResponse:
     match event:
         case Delta(text, token_ids, end_offset):
             return pb.GenerateResponse(delta=pb.Delta(text=[text], token_ids=token_ids, end_offset=end_offset))
+        case Queued(position, estimated_wait):
+            wait = None if estimated_wait is None else duration_to_pb(estimated_wait)
+            return pb.GenerateResponse(queued=pb.Queued(position=position, estimated_wait=wait))
         case Started():
             return pb.GenerateResponse(
                 started=pb.Started(
@@ -229,6 +258,10 @@ def event_from_pb(message: pb.GenerateResponse) -> Event | None:
                 worker_address=started.worker_address,
                 attempt=started.attempt,
             )
+        case "queued":
+            queued = message.queued
+            known = queued.HasField("estimated_wait")
+            return Queued(queued.position, duration_from_pb(queued.estimated_wait) if known else None)
         case "finished":
             finished = message.finished
             return Finished(
@@ -250,14 +283,15 @@ def event_from_pb(message: pb.GenerateResponse) -> Event | None:
 # -------------------------------------------------------------------------------------------------------------- models
 
 
-def card_to_pb(card: ModelCard, workers: int = 1) -> pb.Model:
-    """A model as listed; `workers` serve it."""
+def card_to_pb(card: ModelCard, workers: int = 1, waiting: int = 0) -> pb.Model:
+    """A model as listed; `workers` serve it, `waiting` requests wait for it."""
     return pb.Model(
         name=card.name,
         aliases=card.aliases,
         sees_images=card.sees_images,
         context_tokens=card.context_tokens,
         workers=workers,
+        waiting=waiting,
         fingerprint=fingerprint_to_pb(card.fingerprint),
     )
 

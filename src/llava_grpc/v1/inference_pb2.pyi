@@ -26,6 +26,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not set: NORMAL."""
+    PRIORITY_HIGH: _Priority.ValueType  # 1
+    """A person waits and it matters."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """The default."""
+    PRIORITY_LOW: _Priority.ValueType  # 3
+    """Whenever there is room."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Classes of requests; while any of a class waits, none of the next is served."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not set: NORMAL."""
+PRIORITY_HIGH: Priority.ValueType  # 1
+"""A person waits and it matters."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""The default."""
+PRIORITY_LOW: Priority.ValueType  # 3
+"""Whenever there is room."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -135,6 +163,7 @@ class Model(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to put in GenerateRequest.model."""
     sees_images: _builtins.bool
@@ -143,6 +172,8 @@ class Model(_message.Message):
     """The longest sequence, prompt, pictures and answer together, in tokens."""
     workers: _builtins.int
     """Live workers that serve it; 1 when a worker answers for itself."""
+    waiting: _builtins.int
+    """Requests that wait for a slot; at a controller alone."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other names that mean the same model."""
@@ -160,10 +191,11 @@ class Model(_message.Message):
         context_tokens: _builtins.int = ...,
         workers: _builtins.int = ...,
         fingerprint: Global___Fingerprint | None = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "context_tokens", b"context_tokens", "fingerprint", b"fingerprint", "name", b"name", "sees_images", b"sees_images", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "context_tokens", b"context_tokens", "fingerprint", b"fingerprint", "name", b"name", "sees_images", b"sees_images", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,12 +252,18 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EMITTED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs and in Started. Optional; drawn at the first hop if empty. At most 128 characters."""
     model: _builtins.str
     """Name or alias of a model. May be empty where only one model is served."""
     attempt: _builtins.int
     """How often this request was tried before; 0 at first. Set by whoever retries."""
+    priority: Global___Priority.ValueType
+    """Which requests go first where they wait. Default NORMAL."""
+    tenant: _builtins.str
+    """On whose account: where requests wait, tenants of one priority get equal shares of the tokens. May be empty."""
     @_builtins.property
     def conversation(self) -> Global___Conversation:
         """Turns of a conversation; the model's own chat template is applied on the worker."""
@@ -252,10 +290,12 @@ class GenerateRequest(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         attempt: _builtins.int = ...,
         emitted_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "prompt", b"prompt", "raw", b"raw", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conversation", b"conversation", "emitted_token_ids", b"emitted_token_ids", "model", b"model", "prompt", b"prompt", "raw", b"raw", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conversation", b"conversation", "emitted_token_ids", b"emitted_token_ids", "model", b"model", "priority", b"priority", "prompt", b"prompt", "raw", b"raw", "request_id", b"request_id", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["conversation", "raw"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -483,9 +523,10 @@ class GenerateResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started:
-        """First, once."""
+        """Once, before the answer."""
 
     @_builtins.property
     def delta(self) -> Global___Delta:
@@ -495,22 +536,55 @@ class GenerateResponse(_message.Message):
     def finished(self) -> Global___Finished:
         """Last, once."""
 
+    @_builtins.property
+    def queued(self) -> Global___Queued:
+        """Before Started, any number. From controllers alone."""
+
     def __init__(
         self,
         *,
         started: Global___Started | None = ...,
         delta: Global___Delta | None = ...,
         finished: Global___Finished | None = ...,
+        queued: Global___Queued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "finished", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Queued(_message.Message):
+    """The request waits at the controller for a slot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """How many go before it as things stand; 0 for the next."""
+    @_builtins.property
+    def estimated_wait(self) -> _duration_pb2.Duration:
+        """How long that takes at the present pace. Not set where nothing is known yet."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        estimated_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Queued: _TypeAlias = Queued  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):

@@ -61,13 +61,14 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished.
+        """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished. At a controller whose
+        workers are all busy, Queued comes first, again whenever the place in the queue has changed.
 
         Caller: a client, or a controller on its behalf. Idempotent: no, but greedy and seeded requests give the same
         answer again on the same model fingerprint. Cancelling the call stops the decoding within one step.
         Statuses: INVALID_ARGUMENT (bad picture, prompt or sampling option), NOT_FOUND (no such model, picture digest not
-        held), RESOURCE_EXHAUSTED (every slot is taken, with RetryInfo; message larger than the limit), UNAVAILABLE (no
-        live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
+        held), RESOURCE_EXHAUSTED (every slot is taken and the queue is full, or the wait in it was too long, with
+        RetryInfo; message larger than the limit), UNAVAILABLE (no live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,13 +45,14 @@ class InferenceServiceStub:
     Caller: anybody. Idempotent: yes. Statuses: OK.
     """
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
-    """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished.
+    """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished. At a controller whose
+    workers are all busy, Queued comes first, again whenever the place in the queue has changed.
 
     Caller: a client, or a controller on its behalf. Idempotent: no, but greedy and seeded requests give the same
     answer again on the same model fingerprint. Cancelling the call stops the decoding within one step.
     Statuses: INVALID_ARGUMENT (bad picture, prompt or sampling option), NOT_FOUND (no such model, picture digest not
-    held), RESOURCE_EXHAUSTED (every slot is taken, with RetryInfo; message larger than the limit), UNAVAILABLE (no
-    live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
+    held), RESOURCE_EXHAUSTED (every slot is taken and the queue is full, or the wait in it was too long, with
+    RetryInfo; message larger than the limit), UNAVAILABLE (no live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
     """
 
 @_typing.type_check_only
@@ -65,13 +66,14 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Caller: anybody. Idempotent: yes. Statuses: OK.
     """
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
-    """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished.
+    """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished. At a controller whose
+    workers are all busy, Queued comes first, again whenever the place in the queue has changed.
 
     Caller: a client, or a controller on its behalf. Idempotent: no, but greedy and seeded requests give the same
     answer again on the same model fingerprint. Cancelling the call stops the decoding within one step.
     Statuses: INVALID_ARGUMENT (bad picture, prompt or sampling option), NOT_FOUND (no such model, picture digest not
-    held), RESOURCE_EXHAUSTED (every slot is taken, with RetryInfo; message larger than the limit), UNAVAILABLE (no
-    live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
+    held), RESOURCE_EXHAUSTED (every slot is taken and the queue is full, or the wait in it was too long, with
+    RetryInfo; message larger than the limit), UNAVAILABLE (no live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -94,13 +96,14 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
-        """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished.
+        """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished. At a controller whose
+        workers are all busy, Queued comes first, again whenever the place in the queue has changed.
 
         Caller: a client, or a controller on its behalf. Idempotent: no, but greedy and seeded requests give the same
         answer again on the same model fingerprint. Cancelling the call stops the decoding within one step.
         Statuses: INVALID_ARGUMENT (bad picture, prompt or sampling option), NOT_FOUND (no such model, picture digest not
-        held), RESOURCE_EXHAUSTED (every slot is taken, with RetryInfo; message larger than the limit), UNAVAILABLE (no
-        live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
+        held), RESOURCE_EXHAUSTED (every slot is taken and the queue is full, or the wait in it was too long, with
+        RetryInfo; message larger than the limit), UNAVAILABLE (no live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

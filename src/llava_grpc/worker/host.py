@@ -1,7 +1,8 @@
 """Between the engine's threads and the event loop: slots, hand-over, cancellation, timings.
 
 Laws:
-1. The worker alone owns its slots: a request that finds none is refused at once, never queued here.
+1. The worker alone owns its slots: a request that finds none is refused at once, never queued here. One that finds a
+   slot whose request was cancelled waits for the step under way, which frees it.
 2. A slot is free again when the engine has said that the request is over, not when the client has gone.
 3. Nothing that the engine does blocks the event loop; what it hands over costs the loop one wake-up a step, however
    many requests the step served.
@@ -46,6 +47,11 @@ class Answer:
         self._ended = asyncio.Event()
         self._ticket: Ticket | None = None
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody listens any more: its slot comes free when the step under way ends."""
+        return self._closed
 
     def stamp(self, event: EngineEvent, now: float) -> None:
         """Note when things happened; called from the engine's thread as they do."""
@@ -127,6 +133,8 @@ class EngineHost:
         self._flush_is_due = False
         self._budget = FrameBudget()
         self._running: set[Answer] = set()
+        self._promised = 0
+        self._slot_freed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -160,8 +168,7 @@ class EngineHost:
             InvalidRequestError, NotFoundError: the request is at fault.
             EngineFailedError: the engine is.
         """
-        if len(self._running) >= self._engine.slots:
-            raise AllSlotsTakenError(f"all {self._engine.slots} slots are taken", retry_after=RETRY_WHEN_FULL)
+        await self._free_slot()
         answer = Answer(self._clock(), self._budget, self._clock)
         self._running.add(answer)
         self._idle.clear()
@@ -174,6 +181,23 @@ class EngineHost:
             answer.close()
             raise
         return answer
+
+    async def _free_slot(self) -> None:
+        """Return when a slot is free, which is at once or after the step under way.
+
+        Raises:
+            AllSlotsTakenError: all are taken by requests that go on.
+        """
+        slots = self._engine.slots
+        while len(self._running) >= slots:
+            staying = sum(not answer.closed for answer in self._running)
+            if staying + self._promised >= slots:
+                raise AllSlotsTakenError(f"all {slots} slots are taken", retry_after=RETRY_WHEN_FULL)
+            self._promised += 1
+            try:
+                await self._slot_freed.wait()
+            finally:
+                self._promised -= 1
 
     def _prepare(self, request: GenerationRequest, answer: Answer) -> None:
         def sink(event: EngineEvent) -> None:
@@ -217,6 +241,8 @@ class EngineHost:
 
     def _release(self, answer: Answer) -> None:
         self._running.discard(answer)
+        self._slot_freed.set()  # wakes all who wait; who comes too late waits again
+        self._slot_freed = asyncio.Event()
         if not self._running:
             self._idle.set()
 

@@ -13,10 +13,10 @@ from llava_grpc.core.admission import (
     PROMPT_WEIGHT,
     AdmissionQueue,
     Entry,
-    Priority,
     QueueLimits,
     ServiceCounters,
 )
+from llava_grpc.core.prompt import Priority
 from llava_grpc.errors import DeadlineExceededError, QueueFullError
 
 

@@ -31,8 +31,8 @@ def test_a_hundred_at_once_on_four_equals_are_split_evenly(dispatcher: Dispatche
     assignments = [dispatcher.assign("m") for _ in range(100)]
     assert all(24 <= count <= 26 for count in Counter(a.address for a in assignments).values())
     for assignment in assignments:
-        dispatcher.release(assignment)
-        dispatcher.release(assignment)
+        dispatcher.release(assignment, now=1)
+        dispatcher.release(assignment, now=1)
     assert [worker.in_flight for worker in dispatcher.registry.workers()] == [0, 0, 0, 0]
 
 
@@ -43,7 +43,7 @@ def test_no_worker_gets_more_than_its_slots(dispatcher: Dispatcher, registration
     with pytest.raises(AllSlotsTakenError) as caught:
         dispatcher.assign("m")
     assert caught.value.retry_after is not None
-    dispatcher.release(assignments[0])
+    dispatcher.release(assignments[0], now=1)
     assert dispatcher.assign("m").address == assignments[0].address
 
 
@@ -88,7 +88,7 @@ def test_releasing_after_the_worker_was_replaced_leaves_the_new_life_alone(dispa
     dispatcher.registry.register(registration(1, incarnation="old"), now=0)
     assignment = dispatcher.assign("m")
     dispatcher.registry.register(registration(1, incarnation="new"), now=1)
-    dispatcher.release(assignment)
+    dispatcher.release(assignment, now=1)
     assert [worker.in_flight for worker in dispatcher.registry.workers()] == [0]
 
 

@@ -170,3 +170,17 @@ async def test_the_end_of_an_answer_does_not_wait_for_its_turn():
 class StoppedClock:
     def __call__(self) -> float:
         return 1000.0
+
+
+async def test_a_cancelled_requests_slot_is_promised_to_one_that_comes_before_the_step_ends():
+    engine = ScriptedEngine(slots=1)
+    async with hosting(engine) as host:
+        leaving = await host.submit(REQUEST)
+        leaving.close()
+        coming = asyncio.create_task(host.submit(REQUEST))
+        await until(lambda: host._promised == 1)
+        with pytest.raises(AllSlotsTakenError):
+            await host.submit(REQUEST)
+        from_another_thread(lambda: engine.sinks[0](Ended(FinishReason.CANCELLED, Usage())))
+        await asyncio.wait_for(coming, 5)
+        assert host.running == 1
