@@ -6,6 +6,7 @@ Times are seconds, sizes bytes, unless the name says otherwise.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +26,25 @@ class SettingsError(ValueError):
 def _demand(condition: bool, message: str) -> None:
     if not condition:
         raise SettingsError(message)
+
+
+_ADDRESS = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})$")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is HOST:PORT (an IPv6 host in brackets) with a port that exists; gRPC wraps those that do not."""
+    match = _ADDRESS.match(text)
+    return match is not None and 0 < int(match[2]) <= 65535
+
+
+def _demand_address(text: str, what: str) -> None:
+    _demand(is_address(text), f"{what} {text!r} is not HOST:PORT with a port from 1 to 65535")
+
+
+def _demand_token(token: str) -> None:
+    # It travels as a header, and gRPC ends the call without a word when that cannot be.
+    fit = token == token.strip() and token.isascii() and token.isprintable()
+    _demand(fit, "the join token must be printable ASCII without spaces around it (a line end from a file, perhaps?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +147,7 @@ class ControllerSettings:
             f"expiry ({self.heartbeat_expiry:g} s) must be longer than the interval ({self.heartbeat_interval:g} s)",
         )
         _demand(self.max_attempts >= 1, "at least one attempt is needed")
+        _demand_token(self.join_token)
         _demand(self.queue_length >= 0, "the queue's length cannot be negative")
         _demand(self.queue_wait > 0, "the longest wait must be above 0")
         _demand(
@@ -152,3 +173,10 @@ class WorkerSettings:
     """Shown to controllers."""
     check_heartbeat: bool = True
     """Whether controllers shall drop it when its heartbeats stop."""
+
+    def __post_init__(self) -> None:
+        for controller in self.controllers:
+            _demand_address(controller, "the controller's address")
+        if self.address:
+            _demand_address(self.address, "the worker's address")
+        _demand_token(self.join_token)

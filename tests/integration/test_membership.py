@@ -161,6 +161,25 @@ def test_a_controller_beyond_loopback_needs_a_join_token():
     assert ControllerSettings(server=server, join_token="x").join_token
 
 
+@pytest.mark.parametrize("token", ["gehéim", "secret\n", " secret", "sec\tret"])
+def test_a_token_that_cannot_travel_is_refused_at_once(token: str):
+    server = ServerSettings(port=0)
+    with pytest.raises(SettingsError, match="token"):
+        ControllerSettings(server=server, join_token=token)
+    with pytest.raises(SettingsError, match="token"):
+        WorkerSettings(server=server, join_token=token)
+
+
+@pytest.mark.parametrize("address", ["foo", "foo:99999", "http://foo:1", ""])
+def test_addresses_that_cannot_be_called_are_refused_before_anything_is_loaded(address: str):
+    server = ServerSettings(port=0)
+    with pytest.raises(SettingsError, match="HOST:PORT"):
+        WorkerSettings(server=server, controllers=(address,))
+    if address:
+        with pytest.raises(SettingsError, match="HOST:PORT"):
+            WorkerSettings(server=server, address=address)
+
+
 async def test_a_second_node_on_a_taken_port_is_an_error_at_once():
     async with Cluster(workers=1) as cluster:
         for address in (cluster.address, cluster.workers[0].address):

@@ -1,5 +1,7 @@
 """Generate through the controller: the same as from the worker, whatever happens to workers and clients on the way."""
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -9,6 +11,8 @@ from llava_grpc.testing.cluster import Cluster
 from llava_grpc.v1 import controller_pb2, inference_pb2
 from tests.support.fake_worker import (
     Behaviour,
+    breaks_after_the_end,
+    declines,
     dies_after_a_token,
     dies_after_started,
     dies_at_once,
@@ -88,6 +92,56 @@ async def test_the_only_workers_failure_is_told_not_that_nobody_is_left():
             await controller.control.Register(dying.registration())
             assert isinstance(await refusal(controller, ask()), errors.WorkerLostError)
             assert isinstance(await refusal(controller, ask()), errors.NoLiveWorkerError)
+
+
+async def test_a_whole_answer_is_whole_though_the_transport_breaks_after_it():
+    async with Cluster(workers=0) as cluster, connected(cluster.address) as controller:
+        async with fake_worker(breaks_after_the_end) as worker:
+            await controller.control.Register(worker.registration())
+            assert (await answer_to(controller.inference, ask())).text == "one"
+            assert cluster.controller.registry.workers()[0].state.value == "alive"
+
+
+async def test_a_suspect_that_is_well_is_asked_and_back_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llava_grpc.controller.fleet.PROBE_FIRST", 0.01)
+    async with Cluster(workers=1) as cluster, connected(cluster.address) as controller:
+        [worker] = cluster.controller.registry.workers()
+        cluster.controller.fleet.suspect(worker.address, worker.incarnation)
+        assert isinstance(await refusal(controller, ask()), errors.NoLiveWorkerError)
+        await until(lambda: worker.state.value == "alive")
+        assert (await answer_to(controller.inference, ask())).text
+        await until(lambda: cluster.controller.fleet._probing == {})
+
+
+async def test_workers_that_decline_are_no_attempts():
+    async with Cluster(workers=1, max_attempts=1) as cluster, connected(cluster.address) as controller:
+        async with fake_worker(declines) as a, fake_worker(declines) as b, fake_worker(declines) as c:
+            for busy in (a, b, c):
+                await controller.control.Register(busy.registration())
+            for _ in range(10):
+                answer = await answer_to(controller.inference, ask())
+                assert answer.started.worker_address == cluster.workers[0].address
+            assert a.calls + b.calls + c.calls > 0
+
+
+async def test_where_all_decline_a_request_waits_and_is_served_when_one_accepts():
+    async with Cluster(workers=0) as cluster, connected(cluster.address) as controller:
+        async with fake_worker(declines) as busy:
+            await controller.control.Register(busy.registration())
+            answering = asyncio.create_task(answer_to(controller.inference, ask()))
+            await until(lambda: busy.calls >= 2)
+            busy.behaviour = breaks_after_the_end
+            assert (await answering).text == "one"
+
+
+async def test_where_all_decline_and_waiting_is_off_or_over_the_fleet_is_busy():
+    for limits in ({"queue_length": 0}, {"queue_wait": 0.1}):
+        async with Cluster(workers=0, **limits) as cluster, connected(cluster.address) as controller:
+            async with fake_worker(declines) as busy:
+                await controller.control.Register(busy.registration())
+                error = await refusal(controller, ask())
+                assert isinstance(error, errors.AllSlotsTakenError)
+                assert "every worker" in error.cause
 
 
 async def test_no_more_workers_are_tried_than_allowed():

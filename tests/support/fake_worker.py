@@ -10,6 +10,8 @@ from typing import Any
 import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
+from llava_grpc.errors import AllSlotsTakenError
+from llava_grpc.rpc.status import abort
 from llava_grpc.v1 import controller_pb2, inference_pb2, worker_pb2
 from llava_grpc.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from llava_grpc.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
@@ -83,3 +85,17 @@ async def dies_after_a_token(request: inference_pb2.GenerateRequest, context: An
 
 async def ends_early(request: inference_pb2.GenerateRequest, context: Any) -> None:
     """Ends the stream in good order but without an answer."""
+
+
+async def declines(request: inference_pb2.GenerateRequest, context: Any) -> None:
+    """Has no slot: others keep it busy."""
+    await abort(context, AllSlotsTakenError("all 1 slots are taken"))
+
+
+async def breaks_after_the_end(request: inference_pb2.GenerateRequest, context: Any) -> None:
+    """Delivers a whole answer, then dies before the call's own end."""
+    await context.write(inference_pb2.GenerateResponse(started=inference_pb2.Started()))
+    delta = inference_pb2.Delta(text=["one"], token_ids=[1], end_offset=1)
+    await context.write(inference_pb2.GenerateResponse(delta=delta))
+    await context.write(inference_pb2.GenerateResponse(finished=inference_pb2.Finished()))
+    await dies_at_once(request, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
 from llava_grpc.client.stream import AnswerStream
-from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError
+from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError, is_address
 from llava_grpc.core.prompt import GenerationRequest, Priority
 from llava_grpc.errors import MessageTooLargeError, SamplingInvalidError
 from llava_grpc.rpc.channels import open_channel
@@ -186,9 +187,11 @@ def _checked(address: str) -> str:
     """An address that gRPC cannot take for another one (it dials a bare name at port 443)."""
     if address.startswith(("http://", "https://")):
         raise SettingsError(f"the address {address!r} is not HOST:PORT: leave out the {address.split(':')[0]}://")
-    host, _, port = address.rpartition(":")
-    whole = port.isdigit() and (":" not in host or (host.startswith("[") and host.endswith("]")))
-    if not whole and "/" not in address:
-        example = f"[{address}]" if address.count(":") > 1 else address.rstrip(":")
-        raise SettingsError(f"the address {address!r} is not HOST:PORT; write {example}:{DEFAULT_CONTROLLER_PORT}")
+    if "/" not in address and not is_address(address):  # unix:/..., dns:///... are gRPC's to understand
+        hint = ""
+        if re.fullmatch(r"[^\s:/]+:?", address):
+            hint = f"; write {address.rstrip(':')}:{DEFAULT_CONTROLLER_PORT}"
+        elif address.count(":") > 1 and not address.startswith("["):
+            hint = f"; write [{address}]:{DEFAULT_CONTROLLER_PORT}"
+        raise SettingsError(f"the address {address!r} is not HOST:PORT with a port from 1 to 65535{hint}")
     return address

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -16,10 +17,19 @@ from llava_grpc.config import ControllerSettings, SettingsError
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.states import WorkerState
 from llava_grpc.core.strategies import STRATEGIES
 from llava_grpc.core.stream import Queued
 from llava_grpc.rpc.channels import open_channel
+from llava_grpc.v1 import worker_pb2
+from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 
+if TYPE_CHECKING:
+    from llava_grpc.v1.worker_pb2_grpc import WorkerServiceAsyncStub
+
+PROBE_FIRST, PROBE_MOST = 1.0, 10.0
+"""Seconds before a suspect is first asked whether it lives, doubled each time up to the second number."""
+PROBE_TIMEOUT = 2.0
 TELL_EVERY = 1.0
 """Seconds between two looks at where a request that waits stands."""
 STREAMS_MAY_RUN_ON = 3600.0
@@ -37,6 +47,7 @@ class Fleet:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
+    _probing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -69,6 +80,30 @@ class Fleet:
         if known:
             self.place()
         return known
+
+    def suspect(self, address: str, incarnation: str) -> None:
+        """A call to a worker broke: no work for it until it gives a sign of life, which is asked for."""
+        self.registry.call_failed(address, incarnation)
+        if incarnation not in self._probing:
+            self._probing[incarnation] = asyncio.create_task(self._probe(address, incarnation))
+
+    async def _probe(self, address: str, incarnation: str) -> None:
+        """Ask a suspect who it is, less and less often, until it answers or is off the register."""
+        pause = PROBE_FIRST
+        stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
+        try:
+            while (worker := self.registry.find(address, incarnation)) and worker.state is WorkerState.SUSPECT:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, PROBE_MOST)
+                try:
+                    status = await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=PROBE_TIMEOUT)
+                except grpc.aio.AioRpcError:
+                    continue
+                if status.incarnation == incarnation:
+                    self.registry.answered(address, incarnation)
+                    self.place()
+        finally:
+            del self._probing[incarnation]
 
     def deregister(self, address: str, incarnation: str) -> Worker | None:
         """Take a worker off; None where it was not known."""
@@ -141,9 +176,10 @@ class Fleet:
 
     async def close(self) -> None:
         """Cut all channels."""
-        for task in self._closing:
+        tasks = [*self._closing, *self._probing.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()

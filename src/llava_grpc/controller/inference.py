@@ -64,7 +64,9 @@ class InferenceServicer:
         try:
             message = pb.GenerateRequest.FromString(request)
         except DecodeError:
-            raise PromptInvalidError("the message is not a GenerateRequest") from None
+            raise PromptInvalidError(
+                "the message is not a GenerateRequest", remedy="Generate the client from this release's protos"
+            ) from None
         check_request_id(message.request_id)
         request_id = message.request_id or new_request_id()
         REQUEST_ID.set(request_id)

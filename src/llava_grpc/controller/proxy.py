@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -18,7 +19,7 @@ import grpc
 import grpc.aio
 
 from llava_grpc.controller.fleet import Fleet
-from llava_grpc.core.admission import Entry
+from llava_grpc.core.admission import RETRY_WHEN_FULL, Entry
 from llava_grpc.core.dispatcher import Assignment
 from llava_grpc.core.recovery import judge
 from llava_grpc.core.stream import Queued
@@ -37,7 +38,7 @@ from llava_grpc.v1 import inference_pb2 as pb
 GENERATE = "/llava_grpc.v1.InferenceService/Generate"
 
 DECLINED_PAUSE = 0.05
-"""Seconds before a worker that declined is asked again, where there is no other."""
+"""Seconds before workers that all declined are asked again."""
 
 _log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -59,6 +60,15 @@ class _Progress:
         self.usage: pb.Usage | None = None
 
 
+@dataclass(slots=True)
+class _Trail:
+    """Where a request has been: how often it was tried, which workers it lost, which declined it lately."""
+
+    attempts: int = 0
+    lost: set[str] = field(default_factory=set)
+    declined: set[str] = field(default_factory=set)
+
+
 class Proxy:
     """See the module."""
 
@@ -72,17 +82,16 @@ class Proxy:
             LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
         """
         fleet = self._fleet
-        progress, tried = _Progress(), set[str]()
+        progress, trail = _Progress(), _Trail()
 
         async def tell(queued: Queued) -> None:
             await context.write(event_to_pb(queued).SerializeToString())
 
         assignment = await fleet.acquire(model, entry, tell)
         while True:
-            tried.add(assignment.incarnation)
-            _log.info("to worker %s, attempt %d", assignment.address, len(tried))
+            _log.info("to worker %s, attempt %d", assignment.address, trail.attempts)
             try:
-                await self._stream(context, assignment, _with_attempt(request, len(tried) - 1), progress)
+                await self._stream(context, assignment, _with_attempt(request, trail.attempts), progress)
                 return
             except LlavaGrpcError as error:
                 failure = error
@@ -97,13 +106,13 @@ class Proxy:
             verdict = judge(
                 failure,
                 delivered=progress.delivered,
-                attempts=len(tried),
+                lost=len(trail.lost),
                 max_attempts=fleet.settings.max_attempts,
             )
             if verdict.suspect:
-                fleet.registry.call_failed(assignment.address, assignment.incarnation)
+                fleet.suspect(assignment.address, assignment.incarnation)
             _log.log(
-                logging.WARNING if verdict.retry or verdict.suspect else logging.INFO,
+                logging.WARNING if verdict.suspect else logging.INFO,
                 "worker %s: %s: %s%s",
                 assignment.address,
                 failure.reason,
@@ -112,28 +121,36 @@ class Proxy:
             )
             if not verdict.retry:
                 raise failure
-            assignment = await self._another(model, entry, tried, tell, failure)
+            trail.attempts += 1
+            (trail.declined if verdict.declined else trail.lost).add(assignment.incarnation)
+            assignment = await self._another(model, entry, trail, tell, failure)
 
     async def _another(
-        self, model: str, entry: Entry, tried: set[str], tell: Callable[[Queued], Awaitable[None]], why: LlavaGrpcError
+        self, model: str, entry: Entry, trail: _Trail, tell: Callable[[Queued], Awaitable[None]], why: LlavaGrpcError
     ) -> Assignment:
-        """A worker for one more attempt: one that was not tried if such a one has room, else any when it has.
+        """A worker for one more attempt: one that was not tried yet, when one of those has room.
+
+        Where all are well but decline (others keep them busy), they are asked again, for as long as a request may wait.
 
         Raises:
             LlavaGrpcError: `why` the last attempt failed, where there is nobody: it tells more than that.
         """
+        fleet = self._fleet
         try:
-            return self._fleet.dispatcher.assign(model, tried)
+            return fleet.dispatcher.assign(model, trail.lost | trail.declined)
         except AllSlotsTakenError:
             pass
         except LlavaGrpcError:
-            if not isinstance(why, AllSlotsTakenError):
+            if not trail.declined:
                 raise why from None
-            await asyncio.sleep(DECLINED_PAUSE)  # the worker knows of requests that this controller does not
-        try:
-            return await self._fleet.acquire(model, entry, tell)
-        except AllSlotsTakenError:
-            raise why from None
+            settings = fleet.settings
+            if settings.queue_length == 0 or fleet.clock() >= entry.arrived + settings.queue_wait:
+                raise AllSlotsTakenError(
+                    f"every worker that serves {model!r} is busy with requests of others", retry_after=RETRY_WHEN_FULL
+                ) from None
+            trail.declined.clear()
+            await asyncio.sleep(DECLINED_PAUSE)
+        return await fleet.acquire(model, entry, tell)
 
     async def _stream(self, context: _Context, assignment: Assignment, request: bytes, progress: _Progress) -> None:
         """Forward one worker's stream to its end.
@@ -158,6 +175,9 @@ class Proxy:
                 if kind == _Frame.FINISHED.value:  # the one frame that is looked into: who is to be charged how much
                     progress.usage = pb.GenerateResponse.FromString(frame).finished.usage
         except grpc.aio.AioRpcError as rpc_error:
+            if progress.usage is not None:  # the answer is complete: what broke after it concerns nobody
+                _log.info("worker %s: %s after the end of the answer", assignment.address, rpc_error.code().name)
+                return
             raise _failure(rpc_error, assignment.address) from rpc_error
         except asyncio.CancelledError:
             # Either the client went away (this task is cancelled) or gRPC cancelled the worker's call under us.

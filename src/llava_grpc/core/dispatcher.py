@@ -206,7 +206,7 @@ class Dispatcher:
 
 def _candidate(worker: Worker) -> Candidate:
     registration = worker.registration
-    return Candidate(worker.address, registration.speed, worker.queue_length, registration.slots - worker.queue_length)
+    return Candidate(worker.address, registration.speed, worker.queue_length, registration.slots - worker.in_flight)
 
 
 def _listed(names: list[str], most: int = 10) -> str:

@@ -1,8 +1,8 @@
 """What to do when a worker's stream breaks off: try another worker, or tell the client.
 
 Laws: before the first token a request may be tried elsewhere, unseen by the client; after it, never (yet: going on from
-the token log is the next step). A worker whose transport broke is suspect; one that merely declined is not. What the
-worker itself found wrong with the request is final.
+the token log is the next step). A worker whose transport broke is suspect; one that merely declined is not, and its
+answer is no attempt: only lost workers count. What the worker itself found wrong with the request is final.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ class Verdict:
 
     retry: bool
     suspect: bool
+    declined: bool
 
 
-def judge(error: LlavaGrpcError, *, delivered: bool, attempts: int, max_attempts: int) -> Verdict:
+def judge(error: LlavaGrpcError, *, delivered: bool, lost: int, max_attempts: int) -> Verdict:
     """Judge a failed stream.
 
     Args:
         error: what ended it; WorkerLostError where the transport broke.
         delivered: whether any of the answer has reached the client.
-        attempts: workers tried so far, this one included.
-        max_attempts: the most to be tried.
+        lost: workers lost by this request before this failure.
+        max_attempts: workers that may be lost before the client is told.
     """
-    lost = isinstance(error, WorkerLostError)
-    elsewhere = lost or isinstance(error, _DECLINED)
-    return Verdict(retry=elsewhere and not delivered and attempts < max_attempts, suspect=lost)
+    suspect = isinstance(error, WorkerLostError)
+    declined = isinstance(error, _DECLINED)
+    retry = not delivered and (declined or (suspect and lost + 1 < max_attempts))
+    return Verdict(retry, suspect, declined)

@@ -4,21 +4,20 @@ Laws:
 1. An address has at most one live incarnation; what an earlier one says is answered "unknown".
 2. Liveness is the time that this registry is handed (the controller's monotonic clock), never a sender's.
 3. In-flight counts are this controller's own. A heartbeat's load tells only what others put on the worker: the excess
-   over our own count. It reconciles, it never overwrites.
+   over our own count. It reconciles, it never overwrites. Being as old as the heartbeat, it weighs in the choice
+   between workers but never says that one is full: the worker owns its slots, and declines.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from llava_grpc.config import is_address
 from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
 from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import RegistrationInvalidError
-
-_ADDRESS = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,7 @@ class Registration:
         def refuse(cause: str, remedy: str) -> RegistrationInvalidError:
             return RegistrationInvalidError(cause, remedy=remedy)
 
-        match = _ADDRESS.match(self.address)
-        if match is None or not 0 < int(match[2]) <= 65535:
+        if not is_address(self.address):
             raise refuse(f"the address {self.address!r} cannot be called", "Advertise HOST:PORT")
         if not self.incarnation:
             raise refuse("the incarnation is empty", "Draw one at start, e.g. a UUID")
@@ -82,7 +80,8 @@ class Worker:
 
     @property
     def has_room(self) -> bool:
-        return self.queue_length < self.registration.slots
+        """Whether we may send it one more. It may still decline, for others' sake."""
+        return self.in_flight < self.registration.slots
 
     def see(self, event: WorkerEvent) -> None:
         self.state = next_state(self.state, event)
@@ -163,6 +162,12 @@ class Registry:
     def next_expiry(self) -> float | None:
         """When the next worker expires if nothing more is heard; None where none can."""
         return min((self._due(worker) for worker in self._workers.values() if self._expires(worker)), default=None)
+
+    def answered(self, address: str, incarnation: str) -> None:
+        """A worker in doubt answered a call of ours: it is well. Heartbeats stay owed."""
+        worker = self.find(address, incarnation)
+        if worker is not None:
+            worker.see(WorkerEvent.SIGN_OF_LIFE)
 
     def call_failed(self, address: str, incarnation: str) -> None:
         """The transport to a worker broke: no work for it until its next sign of life."""

@@ -129,7 +129,7 @@ class EngineHost:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._preparing = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prepare")
-        self._handed_over: deque[tuple[Answer, EngineEvent]] = deque()
+        self._handed_over: deque[tuple[Answer, Delta | Ended | Failed]] = deque()
         self._flush_is_due = False
         self._budget = FrameBudget()
         self._running: set[Answer] = set()
@@ -233,8 +233,6 @@ class EngineHost:
         self._flush_is_due = False  # before draining: what comes from now on asks for another flush
         while self._handed_over:
             answer, event = self._handed_over.popleft()
-            if isinstance(event, Began):
-                continue
             if not isinstance(event, Delta):
                 self._release(answer)
             answer.deliver(event)

@@ -71,7 +71,9 @@ class Membership:
             self.registered.clear()
 
     async def leave(self) -> None:
-        """Deregister, if the controller can be reached; quietly otherwise."""
+        """Deregister, if it was ever registered and the controller can be reached; quietly otherwise."""
+        if not self._ever_registered:
+            return
         request = pb.DeregisterRequest(address=self.registration.address, incarnation=self.registration.incarnation)
         with contextlib.suppress(grpc.aio.AioRpcError):
             await self._stub().Deregister(request, timeout=1.0, metadata=join_metadata(self.join_token))
@@ -125,14 +127,14 @@ class Membership:
         backoff = BACKOFF_FIRST
         while True:
             await self._interval_or_broken_connection(interval)
-            sequence += 1
-            request = pb.HeartbeatRequest(
-                address=self.registration.address,
-                incarnation=self.registration.incarnation,
-                sequence=sequence,
-                load=self.load(),
-            )
             while True:
+                sequence += 1
+                request = pb.HeartbeatRequest(
+                    address=self.registration.address,
+                    incarnation=self.registration.incarnation,
+                    sequence=sequence,
+                    load=self.load(),  # as of this try, not of the first one
+                )
                 try:
                     response = await self._stub().Heartbeat(
                         request, timeout=CALL_TIMEOUT, metadata=join_metadata(self.join_token)

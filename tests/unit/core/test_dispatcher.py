@@ -47,12 +47,14 @@ def test_no_worker_gets_more_than_its_slots(dispatcher: Dispatcher, registration
     assert dispatcher.assign("m").address == assignments[0].address
 
 
-def test_others_requests_take_room_too(dispatcher: Dispatcher, registration: Make):
+def test_others_requests_weigh_in_the_choice_but_an_old_report_never_says_full(
+    dispatcher: Dispatcher, registration: Make
+):
     dispatcher.registry.register(registration(1, slots=4), now=0)
-    dispatcher.registry.heartbeat("127.0.0.1:1", "life-of-1", 1, running=3, waiting=0, now=1)
-    dispatcher.assign("m")
-    with pytest.raises(AllSlotsTakenError):
-        dispatcher.assign("m")
+    dispatcher.registry.heartbeat("127.0.0.1:1", "life-of-1", 1, running=4, waiting=0, now=1)
+    dispatcher.registry.register(registration(2, slots=4), now=0)
+    assert [dispatcher.assign("m").address for _ in range(4)] == ["127.0.0.1:2"] * 4
+    assert [dispatcher.assign("m").address for _ in range(4)] == ["127.0.0.1:1"] * 4, "the worker knows better"
 
 
 def test_each_cause_has_its_own_error(dispatcher: Dispatcher, registration: Make):
