@@ -9,6 +9,7 @@ FLOORS = [
     {"config"},
     {"logs"},
     {"core"},
+    {"sim"},
     {"demo"},
     {"engines"},
     {"v1"},

@@ -76,15 +76,15 @@ def models_table(served: Sequence[ServedModel]) -> Table:
 
 def workers_table(known: Sequence[WorkerView]) -> Table:
     """Workers, a row each."""
-    table = _table("worker", "state", "models", ">busy", ">waiting", ">speed", ">heard", "release")
+    table = _table("worker", "state", "models", ">in flight", ">as reported", ">speed", ">heard", "release")
     for worker in known:
         state = worker.state.value if worker.state is not None else "?"
         table.add_row(
             f"[bold]{worker.address}[/]",
             f"[{_COLOURS.get(state, 'white')}]{state}[/]",
             ", ".join(worker.models),
-            f"{max(worker.in_flight, worker.running)} of {worker.slots}",
-            str(worker.waiting),
+            f"{worker.in_flight} of {worker.slots}",
+            str(worker.running + worker.waiting),
             f"{worker.speed:,.4g}",
             f"{worker.heartbeat_age:.0f} s ago" if worker.check_heartbeat else "not watched",
             worker.version,

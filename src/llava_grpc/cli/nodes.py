@@ -220,6 +220,45 @@ def worker(
             rich_help_panel=FLEET,
         ),
     ] = False,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            envvar="LLAVA_GRPC_MAX_IMAGES",
+            metavar="N",
+            min=0,
+            help="Pictures in one request at most.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 16,
+    max_image_pixels: Annotated[
+        int,
+        typer.Option(
+            envvar="LLAVA_GRPC_MAX_IMAGE_PIXELS",
+            metavar="N",
+            min=1,
+            help="Larger pictures are refused before they are decoded.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 50_000_000,
+    image_cache_mb: Annotated[
+        int,
+        typer.Option(
+            envvar="LLAVA_GRPC_IMAGE_CACHE_MB",
+            metavar="MIB",
+            min=1,
+            help="Memory for features of pictures seen before.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = 256,
+    grace: Annotated[
+        float,
+        typer.Option(
+            envvar="LLAVA_GRPC_GRACE",
+            metavar="SECONDS",
+            help="At a clean stop, running streams may go on for so long.",
+            rich_help_panel=FLEET,
+        ),
+    ] = 5.0,
     max_message_mb: options.MaxMessageMb = 64,
     log_level: options.LogLevel = "info",
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -227,35 +266,43 @@ def worker(
     """Run a worker: loads a model, answers with it, and joins its controllers (and waits for those not there yet)."""
     import asyncio
 
-    from llava_grpc.cli.serve import hold_lifeline, run_worker
+    from llava_grpc.cli.serve import hold_lifeline, run_worker, told
 
     if supervised:
         hold_lifeline()
-    settings = WorkerSettings(
-        server=ServerSettings(host=host, port=port, max_message_bytes=mebibytes(max_message_mb)),
-        engine_name=engine,
-        engine=EngineSettings(
-            model_path=model_path,
-            model_name=model_name,
-            aliases=tuple(alias),
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            slots=slots,
-            max_new_tokens_limit=max_new_tokens_limit,
-            context_tokens=context_tokens,
-            kv_tokens=kv_tokens,
-            batch_tokens=batch_tokens,
-            page_size=page_size,
-            speed=speed,
-            options=engine_options(engine_option),
-        ),
-        controllers=() if no_register else tuple(dict.fromkeys(address_of(address) for address in controllers)),
-        address=address_of(worker_address),
-        join_token=join_token,
-        check_heartbeat=not no_check_heartbeat,
-    )
+
+    def read() -> WorkerSettings:
+        return WorkerSettings(
+            server=ServerSettings(host=host, port=port, max_message_bytes=mebibytes(max_message_mb), grace=grace),
+            engine_name=engine,
+            engine=EngineSettings(
+                model_path=model_path,
+                model_name=model_name,
+                aliases=tuple(alias),
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                slots=slots,
+                max_new_tokens_limit=max_new_tokens_limit,
+                context_tokens=context_tokens,
+                kv_tokens=kv_tokens,
+                batch_tokens=batch_tokens,
+                page_size=page_size,
+                max_images=max_images,
+                max_image_pixels=max_image_pixels,
+                image_cache_bytes=mebibytes(image_cache_mb),
+                speed=speed,
+                options=engine_options(engine_option),
+            ),
+            controllers=() if no_register else tuple(dict.fromkeys(address_of(address) for address in controllers)),
+            address=address_of(worker_address),
+            join_token=join_token,
+            check_heartbeat=not no_check_heartbeat,
+        )
+
     logs.configure("worker", log_level)
+    with told(supervised):
+        settings = read()
     return asyncio.run(run_worker(settings, supervised))
 
 
@@ -303,13 +350,12 @@ def up(
 
     from llava_grpc.cli.up import Plan, run_up, share_of_cores
 
-    share = threads or share_of_cores(workers)
+    bundled = engine == "transformers" and not model_path
+    share = threads or (0 if bundled else share_of_cores(workers))  # 0: the engine knows what suits a small model
     common = [
         *("--engine", engine, "--model-path", model_path, "--model-name", model_name, "--dtype", dtype),
         *("--threads", str(share), "--slots", str(slots), "--max-message-mb", str(max_message_mb)),
         *("--log-level", log_level, *(f"--engine-option={pair}" for pair in engine_option)),
     ]
     commands = tuple((*common, "--device", device[index % len(device)]) for index in range(workers))
-    return asyncio.run(
-        run_up(Plan(settings, commands, bundled=engine == "transformers" and not model_path, check=check))
-    )
+    return asyncio.run(run_up(Plan(settings, commands, bundled=bundled, check=check)))

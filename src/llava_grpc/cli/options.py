@@ -127,7 +127,7 @@ Threads = Annotated[
         envvar="LLAVA_GRPC_THREADS",
         min=0,
         metavar="N",
-        help="CPU threads of a worker. 0: all cores, divided by the workers of `up`.",
+        help="CPU threads of a worker. 0: one for a small model, else all cores, shared by the workers of `up`.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llava_grpc.cli.output import print_json, say_error, say_failure
@@ -67,6 +67,17 @@ class Signals:
         if not task.cancelled():
             task.result()
         return self.heard
+
+
+@contextlib.contextmanager
+def told(supervised: bool) -> Iterator[None]:
+    """Have `up` hear of settings that make no sense: it need not try them again."""
+    try:
+        yield
+    except SettingsError as error:
+        if supervised:
+            print_json({"failed": str(error)})
+        raise
 
 
 async def run_controller(settings: ControllerSettings) -> int:
