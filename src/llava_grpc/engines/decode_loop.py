@@ -95,6 +95,7 @@ class DecodeLoop:
         self._running: dict[str, Sequence] = {}
         self._count = 0
         self._tokens = 0
+        self._doubt: Exception | None = None  # why the decoder may hold what it should not
         self._thread = threading.Thread(target=self._run, name="llava-grpc-engine", daemon=True)
         self._thread.start()
 
@@ -164,14 +165,16 @@ class DecodeLoop:
                 while not (self._running or self._inbox.arrived or self._inbox.errands or self._inbox.closing):
                     self._condition.wait()
                 inbox, self._inbox = self._inbox, _Inbox(closing=self._inbox.closing)
-            if inbox.closing:
-                self._shut(inbox)
-                return
             try:
-                self._turn(inbox)
+                if inbox.closing:
+                    self._shut(inbox)
+                else:
+                    self._turn(inbox)
             except Exception as error:  # a defect of this module: nobody waits for ever
                 logger.exception("the engine's loop failed")
-                self._fail_all(error)
+                self._fail_all(error, inbox)
+            if inbox.closing:
+                return
 
     def _turn(self, inbox: _Inbox) -> None:
         for errand, done in inbox.errands:
@@ -187,6 +190,8 @@ class DecodeLoop:
         if not self._running:
             return
         try:
+            if self._doubt is not None:
+                raise self._doubt
             self._advance()
         except Exception as error:
             logger.exception("a step of %d requests failed", len(self._running))
@@ -202,7 +207,14 @@ class DecodeLoop:
         elif len(sequence.answer) >= sequence.most:
             self._end(sequence, FinishReason.LENGTH)
         else:
+            self._add_or_fail(sequence)
+
+    def _add_or_fail(self, sequence: Sequence) -> None:
+        try:
             self._add(sequence)
+        except Exception as error:
+            logger.exception("request %s cannot be taken up", sequence.name)
+            self._fail(sequence, error)
 
     def _add(self, sequence: Sequence) -> None:
         self._decoder.add(
@@ -239,30 +251,39 @@ class DecodeLoop:
             self._end(sequence, FinishReason.LENGTH)
 
     def _end(self, sequence: Sequence, reason: FinishReason, stop_sequence: str = "") -> None:
-        self._free(sequence)
-        sequence.tell(Ended(reason, sequence.usage(), stop_sequence))
+        self._finish(sequence, Ended(reason, sequence.usage(), stop_sequence))
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        self._free(sequence)
-        sequence.tell(Failed(EngineFailedError(f"the engine failed on this request: {type(error).__name__}: {error}")))
+        cause = f"the engine failed on this request: {type(error).__name__}: {error}"
+        self._finish(sequence, Failed(EngineFailedError(cause)))
 
-    def _free(self, sequence: Sequence) -> None:
+    def _finish(self, sequence: Sequence, event: EngineEvent) -> None:
+        """Frees what it holds, then tells its last event: once, and whatever fails on the way."""
         self._running.pop(sequence.key, None)
         if sequence.over:
             return
         sequence.over = True
-        self._decoder.remove(sequence.key)
-        sequence.release()
+        try:
+            self._decoder.remove(sequence.key)
+        except Exception as error:
+            logger.exception("the decoder does not let go of request %s", sequence.name)
+            self._doubt = error  # the next turn starts it afresh, before a step
+        try:
+            sequence.release()
+        except Exception:
+            logger.exception("what request %s holds cannot be released", sequence.name)
         self.leave_place()
+        sequence.tell(event)
 
     def _recover(self, error: Exception) -> None:
         """A fresh decoder; each request alone for one token, then those that got it together again."""
         suspects = list(self._running.values())
+        self._doubt = None
         try:
             self._decoder.reset()
         except Exception as again:
             logger.exception("the decoder cannot start afresh")
-            self._fail_all(again)
+            self._fail_all(again, _Inbox())
             return
         for sequence in suspects:
             try:
@@ -271,8 +292,8 @@ class DecodeLoop:
                 logger.error("request %s failed alone: %s", sequence.name, own)
                 self._decoder.reset()
                 self._fail(sequence, own)
-        for sequence in self._running.values():
-            self._add(sequence)
+        for sequence in list(self._running.values()):
+            self._add_or_fail(sequence)
         logger.warning("after %r: %d of %d requests go on", error, len(self._running), len(suspects))
 
     def _try_alone(self, sequence: Sequence) -> None:
@@ -282,12 +303,17 @@ class DecodeLoop:
                 self._take(sequence, step.token_id)
                 self._decoder.remove(sequence.key)
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail_all(self, error: Exception, inbox: _Inbox) -> None:
+        """Everybody: who runs, who had just arrived, who waits for an errand."""
+        for _, done in inbox.errands:
+            if not done.done():
+                done.set_exception(error)
+        for sequence in inbox.arrived:
+            if not sequence.key:  # not begun
+                sequence.tell(Began())
+            self._fail(sequence, error)
         for sequence in list(self._running.values()):
-            try:
-                self._fail(sequence, error)
-            except Exception:
-                logger.exception("request %s cannot be ended well", sequence.name)
+            self._fail(sequence, error)
 
     def _shut(self, inbox: _Inbox) -> None:
         for _, done in inbox.errands:

@@ -1,12 +1,13 @@
 """Encoded pictures to RGB, with nothing taken on trust.
 
-Law: whatever bytes come in, either a picture comes out or a typed error that names it ("picture 2 of 3"). The size is
-read from the header and checked before a pixel is decoded, so a bomb costs milliseconds.
+Law: whatever bytes come in, either a picture comes out or a typed error that names it ("picture 2 of 3"). The size and
+the shape are read from the header and checked before a pixel is decoded, so a bomb costs milliseconds.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
@@ -15,6 +16,10 @@ from llava_grpc.errors import ImageInvalidError, ImageTooLargeError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded. Pillow knows more, some of which call other programs."""
+
+MAX_ASPECT = 100
+"""Longer side to shorter side. Processors that scale the shorter side to a fixed length, as LLaVA-1.5's does, make a
+picture of 1 x 16000 one of 336 x 5,376,000: gigabytes from a hundred bytes."""
 
 _VIDEO_BRANDS = (b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp")
 
@@ -29,12 +34,18 @@ def decode_image(data: bytes, *, which: str, max_pixels: int) -> Pillow.Image:
 
     Raises:
         ImageInvalidError: not a picture, of another format, or cut short.
-        ImageTooLargeError: more pixels than `max_pixels`.
+        ImageTooLargeError: more pixels than `max_pixels`, or one side longer than `MAX_ASPECT` times the other.
     """
-    picture = _open(data, which)
+    picture = _open(data, which, max_pixels)
     width, height = picture.size
     if width * height > max_pixels:
         raise _too_large(f"{which} has {width} x {height} = {width * height} pixels", max_pixels)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageTooLargeError(
+            f"{which} is {width} x {height}: one side is more than {MAX_ASPECT} times the other",
+            remedy="Crop it",
+            metadata={"max_aspect": str(MAX_ASPECT)},
+        )
     try:
         picture.seek(0)
         picture.load()
@@ -45,15 +56,31 @@ def decode_image(data: bytes, *, which: str, max_pixels: int) -> Pillow.Image:
         ) from error
 
 
-def _open(data: bytes, which: str) -> Pillow.Image:
+def _open(data: bytes, which: str, max_pixels: int) -> Pillow.Image:
     try:
-        return Pillow.open(io.BytesIO(data), formats=FORMATS)
+        return _identify(data)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        raise _too_large(f"{which} is too large: {error}", Pillow.MAX_IMAGE_PIXELS or 0) from error
+        # A format whose reader measures by itself (WebP, GIF); it keeps the size to itself.
+        least = Pillow.MAX_IMAGE_PIXELS or 0
+        raise _too_large(f"{which} has more than {least} pixels", min(max_pixels, least)) from error
     except UnidentifiedImageError as error:
         raise ImageInvalidError(f"{which} is not a picture: {_describe(data)}") from error
     except Exception as error:
         raise ImageInvalidError(f"{which} is damaged: {error}") from error
+
+
+def _identify(data: bytes) -> Pillow.Image:
+    """As `Pillow.open` does, but for its limit of pixels, which is the process's, and hides the size."""
+    Pillow.init()
+    for form in FORMATS:
+        reader, accepts = Pillow.OPEN[form]
+        if accepts is not None and accepts(data[:16]) is not True:
+            continue
+        try:
+            return reader(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # by which a reader says that it is of another format
+    raise UnidentifiedImageError
 
 
 def _too_large(cause: str, max_pixels: int) -> ImageTooLargeError:

@@ -72,13 +72,30 @@ class Loaded:
 
 
 def device_of(settings: EngineSettings) -> torch.device:
-    """The device to compute on."""
-    if settings.device != "auto":
-        try:
-            return torch.device(settings.device)
-        except RuntimeError as error:
-            raise EngineStartError(f"torch knows no device {settings.device!r}; try cpu, cuda or cuda:0") from error
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device to compute on.
+
+    Raises:
+        EngineStartError: torch does not know it, or cannot use it here.
+    """
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError as error:
+        raise EngineStartError(f"torch knows no device {settings.device!r}; try cpu, cuda or cuda:0") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"torch {torch.__version__} finds {count} CUDA devices here"
+            remedy = f"try cuda:0 to cuda:{count - 1}" if count else "try cpu, or check the driver and torch's build"
+            raise EngineStartError(f"there is no device {settings.device!r}: {found}; {remedy}")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend raises its own; the first sentence says it
+        raise EngineStartError(
+            f"torch cannot use the device {settings.device!r}: {str(error).partition('. ')[0]}; try cpu"
+        ) from error
+    return device
 
 
 def dtype_of(settings: EngineSettings, device: torch.device) -> torch.dtype:

@@ -100,7 +100,9 @@ def attend_by_request(
     """Attention over the paged cache, one request after the other.
 
     The library's own way on a CPU attends from every request to every other, and masks that away: its cost grows with
-    the square of the requests, and one request's last bits depend on the others. Here neither is so.
+    the square of the requests, and the last bits of one request's attention depend on the others. Here neither is so;
+    that is true of attention only: the other layers compute the tokens of all requests as one matrix, and the last bits
+    of a product may depend on how many rows it has.
 
     Args:
         query: [1, heads, new tokens of all requests, width]; key and value likewise, with their own heads.

@@ -36,7 +36,7 @@ class FlushNeededError(Exception):
 @dataclass(slots=True)
 class _Entry:
     rows: range
-    layout: tuple[int, ...]
+    layout: tuple[int, ...] | None = None  # until it is described
     users: int = 1
 
 
@@ -74,17 +74,17 @@ class RangeTable:
         return len(self._entries)
 
     def find(self, key: Key) -> Held | None:
-        """The picture, now in use once more; None where it is not held."""
+        """The picture, now in use once more; None where it is not held, or only reserved."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
+            if entry is None or entry.layout is None:
                 return None
             entry.users += 1
             self._entries.move_to_end(key)
             return Held(entry.rows, entry.layout)
 
     def reserve(self, key: Key, count: int) -> range:
-        """Rows for a picture that is not held yet, in use once.
+        """Rows for a picture that is not held yet, in use once; nobody finds it before `describe`.
 
         Raises:
             FlushNeededError: after a flush there is room.
@@ -98,7 +98,7 @@ class RangeTable:
                 if self._make_room(count):
                     raise FlushNeededError
                 raise NoRoomError
-            self._entries[key] = _Entry(rows, ())
+            self._entries[key] = _Entry(rows)
             return rows
 
     def describe(self, key: Key, layout: tuple[int, ...]) -> None:
@@ -112,7 +112,7 @@ class RangeTable:
             self._entries[key].users -= 1
 
     def discard(self, key: Key) -> None:
-        """Forgets a picture that was reserved and never submitted: its rows are in no KV page."""
+        """Forgets a picture that was reserved and never described: nobody uses it, its rows are in no KV page."""
         with self._lock:
             self._free = _merged([*self._free, self._entries.pop(key).rows])
 

@@ -261,13 +261,14 @@ def sizes_for(settings: EngineSettings, loaded: Loaded) -> Sizes:
     The KV cache is to hold the whole context for every slot, but takes no more than half of what the weights take on a
     CPU (128 MiB at least), nor half of what is free on a GPU, and one request's context always.
     """
-    on_gpu = device_of(settings).type == "cuda"
+    device = device_of(settings)
+    on_gpu = device.type == "cuda"
     slots = settings.slots or (GPU_SLOTS if on_gpu else CPU_SLOTS)
     context = min(filter(None, (loaded.context, settings.context_tokens)))
     kv_tokens = settings.kv_tokens
     if not kv_tokens:
         if on_gpu:
-            budget = torch.cuda.mem_get_info()[0] // 2
+            budget = torch.cuda.mem_get_info(device)[0] // 2
         else:
             weights = sum(one.numel() * one.element_size() for one in loaded.model.parameters())
             budget = max(SMALLEST_KV_BYTES, weights // 2)

@@ -32,7 +32,7 @@ from llava_grpc.errors import (
 )
 
 DECODED_AT_ONCE = 2
-"""A picture of 50 megapixels takes 150 MB while it is decoded."""
+"""A picture of 50 megapixels takes 150 MB while it is decoded and prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class _Prepared:
 
 
 class PictureEncoder:
-    """Turns pictures into ranges of the feature table. Any thread may call; vision passes run one at a time.
+    """Turns pictures into ranges of the feature table. Any thread may call; vision passes run one at a time, and
+    pictures are decoded and prepared outside of them.
 
     Args:
         model: gives features for the processor's tensors (`get_image_features`).
@@ -122,26 +123,25 @@ class PictureEncoder:
     def _encode_one(self, image: Image, which: str, used: int) -> Picture:
         key = image.sha256 or hashlib.sha256(image.data).digest()
         held = self.table.find(key)
-        if held is not None and held.layout:
-            return Picture(key, held)
         if held is not None:
-            self.table.release(key)  # another thread is at it; wait for it below
+            return Picture(key, held)
         if not image.data:
-            with self._seeing:
+            with self._seeing:  # another thread may be at it
                 held = self.table.find(key)
             if held is None:
                 raise ImageNotFoundError(f"{which} (sha256 {key.hex()}) is not held here")
             return Picture(key, held)
         with self._decoding:
             decoded = decode_image(image.data, which=which, max_pixels=self._max_pixels)
+            prepared = self._prepare(decoded, which)
+            del decoded  # large, and there is a queue ahead
         with self._seeing:
             held = self.table.find(key)
             if held is None:
-                held = self._see(key, decoded, which, used)
+                held = self._see(key, prepared, which, used)
             return Picture(key, held)
 
-    def _see(self, key: Key, decoded: Pillow.Image, which: str, used: int) -> Held:
-        prepared = self._prepare(decoded, which)
+    def _see(self, key: Key, prepared: _Prepared, which: str, used: int) -> Held:
         if used + prepared.features > self.table.capacity:
             raise ImageCountError(
                 f"with {which} the request needs {used + prepared.features} rows of the picture table, which has "

@@ -104,9 +104,39 @@ def test_truncated_pictures_are_refused(form, keep):
 @pytest.mark.parametrize("side", [8000, 12000, 30000])
 def test_a_bomb_is_refused_before_it_is_decoded(side):
     began = time.perf_counter()
-    with pytest.raises(ImageTooLargeError, match="picture 2 of 3"):
+    with pytest.raises(ImageTooLargeError) as caught:
         decode(png_header(side, side))
     assert time.perf_counter() - began < 0.2
+    size = f"{side} x {side} = {side * side} pixels"
+    assert caught.value.cause == f"picture 2 of 3 has {size}, more than the 50000000 allowed"
+    assert caught.value.metadata == {"max_pixels": "50000000"}
+
+
+def test_a_limit_beyond_pillows_own_holds():
+    with pytest.raises(ImageTooLargeError, match="900000000 pixels, more than the 800000000 allowed"):
+        decode(png_header(30_000, 30_000), max_pixels=800_000_000)
+    with pytest.raises(ImageInvalidError, match="cut short"):
+        decode(png_header(14_000, 14_000), max_pixels=800_000_000)
+
+
+def test_a_bomb_whose_reader_measures_it_by_itself_is_refused_with_our_limit():
+    side = (16_383 - 1).to_bytes(3, "little")
+    chunk = b"VP8X" + struct.pack("<I", 10) + bytes(4) + side + side
+    data = b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+    with pytest.raises(ImageTooLargeError, match="more than the 50000000 allowed"):
+        decode(data)
+
+
+@pytest.mark.parametrize("size", [(1, 101), (101, 1), (50, 5001)])
+def test_a_strip_is_refused_before_it_is_decoded(size):
+    with pytest.raises(ImageTooLargeError, match=f"picture 2 of 3 is {size[0]} x {size[1]}: .* 100 times") as caught:
+        decode(png_header(*size))  # whose pixels would be found damaged
+    assert caught.value.remedy == "Crop it"
+
+
+@pytest.mark.parametrize("size", [(1, 100), (100, 1)])
+def test_the_longest_strip_allowed_is_decoded(size):
+    assert decode(encoded(Pillow.new("RGB", size))).size == size
 
 
 def test_the_limit_is_inclusive():

@@ -92,6 +92,14 @@ def test_a_discarded_reservation_is_free_at_once():
     assert table.reserve(b"b", 4) == range(4)
 
 
+def test_what_is_only_reserved_is_not_found():
+    table = RangeTable(4)
+    rows = table.reserve(b"a", 2)
+    assert table.find(b"a") is None
+    table.describe(b"a", ())
+    assert table.find(b"a") == Held(rows, ())
+
+
 class Histories(RuleBasedStateMachine):
     """Random histories: a row that is in a KV page that can be matched always means the picture it meant there."""
 
