@@ -57,7 +57,7 @@ proto: install ## Generate src/llava_grpc/v1 from protos/
 	scripts/generate_proto.sh $(BIN) src
 
 .PHONY: train-demo
-train-demo: install ## Train the bundled model again (seeded; about half an hour on 2 cores)
+train-demo: install ## Train the bundled model again (seeded; about an hour on 2 idle cores)
 	$(BIN)/python scripts/train_demo.py $(ARGS)
 
 .PHONY: evaluate-demo

@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=40_000, help="how many to train on")
     parser.add_argument("--tower-steps", type=int, default=1500)
     parser.add_argument("--language-steps", type=int, default=1000)
-    parser.add_argument("--together-steps", type=int, default=1000)
+    parser.add_argument("--together-steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the weights before training")
     parser.add_argument("--fresh", action="store_true", help="forget stages done before")

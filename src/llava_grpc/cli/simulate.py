@@ -1,0 +1,99 @@
+"""`llava-grpc simulate`: dispatch in virtual time. No node is needed, nothing is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava_grpc.cli.options import OUTPUT, Json
+from llava_grpc.cli.output import console, error_console, print_json
+from llava_grpc.config import SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llava_grpc.sim.report import Report
+
+
+def simulate(
+    preset: Annotated[
+        str, typer.Argument(help="closed-forms, heterogeneous, overload or tenants; see docs/simulator.md.")
+    ],
+    strategy: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="A strategy to compare. Repeatable. Default: the preset's own choice."),
+    ] = [],  # noqa: B006 - typer copies it
+    arrivals: Annotated[
+        str, typer.Option(metavar="KIND", help="How requests come: poisson, or bursty (four times the rate at times).")
+    ] = "poisson",
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal results.")] = 1,
+    requests: Annotated[
+        int | None, typer.Option(min=1000, help="Requests to simulate for each strategy. Default: the preset's own.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", help="Draw the distributions into this file.", rich_help_panel=OUTPUT),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try dispatch out in virtual time: the controller's own code against simulated workers and load.
+
+    The same preset, strategies, seed and number of requests give the same result, on any machine.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llava_grpc.sim.presets import PRESETS, Question, ask
+    from llava_grpc.sim.report import svg
+
+    if preset not in PRESETS:
+        raise SettingsError(f"there is no preset {preset!r}; use one of {', '.join(PRESETS)}")
+    if plot is not None and plot.suffix != ".svg":
+        raise SettingsError(f"--plot draws SVG; {plot.name!r} does not end in .svg")
+    chosen = PRESETS[preset]
+    if plot is not None and not chosen.plots:
+        raise SettingsError(f"{preset} has no distributions to plot; leave --plot out")
+    count = chosen.requests if requests is None else requests
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console(), transient=True, disable=not error_console().is_terminal) as bar:
+        total = count * chosen.jobs_a_request(len(strategy or chosen.strategies))
+        task = bar.add_task(f"{preset}, seed {seed}", total=round(total))
+        report = ask(
+            preset,
+            Question(
+                seed=seed,
+                requests=count,
+                strategies=tuple(strategy),
+                arrivals=arrivals,
+                progress=lambda done: bar.advance(task, done),
+            ),
+        )
+    if plot is not None:
+        plot.write_text(svg(report), encoding="utf-8")
+    if as_json:
+        print_json(report.as_dict())
+        return
+    console().print(f"[bold]{report.preset}[/], seed {report.seed}, {report.requests:,} requests")
+    console().print(table_of(report))
+    for note in report.notes:
+        console().print(f"[dim]{note}[/]")
+
+
+def table_of(report: Report) -> Table:
+    """Its rows; numbers to the right."""
+    from rich import box
+    from rich.table import Table
+
+    from llava_grpc.sim.report import text_of
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(report.columns):
+        title = name.replace("_percent", " %").replace("_", " ")
+        if any(not isinstance(row[number], str) for row in report.rows):
+            table.add_column(title, justify="right")
+        else:
+            table.add_column(title, min_width=max(len(str(row[number])) for row in report.rows), no_wrap=True)
+    for row in report.rows:
+        table.add_row(*(text_of(cell) for cell in row))
+    return table

@@ -1,0 +1,1 @@
+"""The dispatch simulator: the real core in virtual time, against models of workers and of load."""
