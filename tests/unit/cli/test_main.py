@@ -40,7 +40,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.split() == bare.split()
 
 
-@pytest.mark.parametrize("command", ["up", "controller", "worker", "generate", "models", "workers", "simulate", "version"])
+@pytest.mark.parametrize(
+    "command", ["up", "controller", "worker", "generate", "models", "workers", "simulate", "version"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
     assert run([command, "--help"]) == 0
     assert "Usage: llava-grpc" in capsys.readouterr().out
