@@ -76,7 +76,7 @@ def models_table(served: Sequence[ServedModel]) -> Table:
 
 def workers_table(known: Sequence[WorkerView]) -> Table:
     """Workers, a row each."""
-    table = _table("worker", "state", "models", ">in flight", ">as reported", ">speed", ">heard", "release")
+    table = _table("worker", "state", "models", ">in flight", ">reported", ">speed", ">heard")
     for worker in known:
         state = worker.state.value if worker.state is not None else "?"
         table.add_row(
@@ -87,7 +87,6 @@ def workers_table(known: Sequence[WorkerView]) -> Table:
             str(worker.running + worker.waiting),
             f"{worker.speed:,.4g}",
             f"{worker.heartbeat_age:.0f} s ago" if worker.check_heartbeat else "not watched",
-            worker.version,
         )
     return table
 
