@@ -117,7 +117,7 @@ class Dispatcher:
             QueueFullError: as many wait as may.
             The errors of `assign`, but AllSlotsTakenError only where waiting is off.
         """
-        if not self._waiting(model):
+        if not self.waiting(model):
             try:
                 assignment = self.assign(model)
             except AllSlotsTakenError:
@@ -164,7 +164,8 @@ class Dispatcher:
 
     def waiting(self, model: str) -> int:
         """How many wait for a model."""
-        return self._waiting(model)
+        line = self._lines.get(model)
+        return len(line.queue) if line is not None else 0
 
     def next_expiry(self) -> float | None:
         """When the next one that waits runs out of time; None where nobody waits."""
@@ -194,10 +195,6 @@ class Dispatcher:
         if model not in self._lines:
             self._lines[model] = _Line(AdmissionQueue(self.limits, self.counters))
         return self._lines[model]
-
-    def _waiting(self, model: str) -> int:
-        line = self._lines.get(model)
-        return len(line.queue) if line is not None else 0
 
     def _busy(self, model: str) -> bool:
         """Whether its pace is worth remembering."""

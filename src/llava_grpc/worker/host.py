@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from llava_grpc.core.admission import RETRY_WHEN_FULL
 from llava_grpc.core.pacing import FrameBudget
 from llava_grpc.core.prompt import GenerationRequest
 from llava_grpc.core.stream import Delta, Finished, Timings
@@ -28,8 +29,6 @@ from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, LlavaGrpcEr
 
 PREPARING_THREADS = 4
 """Requests whose pictures and prompts are prepared at the same time."""
-RETRY_WHEN_FULL = 1.0
-"""Seconds after which somebody who found every slot taken is told to try again."""
 
 _log = logging.getLogger(__name__)
 
