@@ -132,6 +132,8 @@ async def test_where_all_decline_a_request_waits_and_is_served_when_one_accepts(
             await until(lambda: busy.calls >= 2)
             busy.behaviour = breaks_after_the_end
             assert (await answering).text == "one"
+            counters = cluster.controller.fleet.dispatcher.counters
+            assert counters[""] == 0, "as the worker's usage says, however often it was asked"
 
 
 async def test_where_all_decline_and_waiting_is_off_or_over_the_fleet_is_busy():

@@ -82,6 +82,7 @@ class Proxy:
             LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
         """
         fleet = self._fleet
+        counters = fleet.dispatcher.counters
         progress, trail = _Progress(), _Trail()
 
         async def tell(queued: Queued) -> None:
@@ -97,7 +98,7 @@ class Proxy:
                 failure = error
             finally:
                 if progress.usage is not None:
-                    fleet.dispatcher.counters.charge(
+                    counters.charge(
                         entry.tenant,
                         prompt=progress.usage.prompt_tokens - entry.prompt_tokens,
                         answer=progress.usage.completion_tokens,
@@ -121,6 +122,7 @@ class Proxy:
             )
             if not verdict.retry:
                 raise failure
+            counters.charge(entry.tenant, prompt=-entry.prompt_tokens)  # the next attempt is charged for it
             trail.attempts += 1
             (trail.declined if verdict.declined else trail.lost).add(assignment.incarnation)
             assignment = await self._another(model, entry, trail, tell, failure)
@@ -137,7 +139,9 @@ class Proxy:
         """
         fleet = self._fleet
         try:
-            return fleet.dispatcher.assign(model, trail.lost | trail.declined)
+            assignment = fleet.dispatcher.assign(model, trail.lost | trail.declined)
+            fleet.dispatcher.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
+            return assignment
         except AllSlotsTakenError:
             pass
         except LlavaGrpcError:
