@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.proxy import Proxy
 from llava_grpc.core.admission import Entry
+from llava_grpc.core.demand import plain
 from llava_grpc.core.prompt import check_request_id
 from llava_grpc.errors import PromptInvalidError, ShuttingDownError
 from llava_grpc.logs import REQUEST_ID
@@ -85,7 +86,7 @@ class InferenceServicer:
             key=new_request_id(),
             tenant=message.tenant,
             priority=priority_from_pb(message.priority),
-            prompt_tokens=_estimated_tokens(message),
+            demand=plain(_estimated_tokens(message)),
             deadline=None if left is None else now + left,
             arrived=now,
         )

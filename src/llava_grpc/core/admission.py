@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from llava_grpc.core.demand import NOTHING, Demand
 from llava_grpc.core.prompt import Priority
 from llava_grpc.errors import DeadlineExceededError, LlavaGrpcError, QueueFullError
 
@@ -28,17 +29,19 @@ RETRY_WHEN_FULL = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A request that waits. Times in seconds on the clock that `now` is of; `key` names it, once.
-
-    `prompt_tokens` is an estimate: the controller does not tokenize.
-    """
+    """A request that waits. Times in seconds on the clock that `now` is of; `key` names it, once."""
 
     key: str
     tenant: str = ""
     priority: Priority = Priority.NORMAL
-    prompt_tokens: int = 0
+    demand: Demand = NOTHING
     deadline: float | None = None
     arrived: float
+
+    @property
+    def prompt_tokens(self) -> int:
+        """An estimate: the controller does not tokenize."""
+        return self.demand.prompt_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

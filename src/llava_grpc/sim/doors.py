@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from llava_grpc.core.admission import Entry, QueueLimits
+from llava_grpc.core.demand import plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry
 from llava_grpc.core.strategies import Strategy
@@ -78,7 +79,7 @@ class LateBinding:
         entry = Entry(
             key=job.key,
             tenant=request.tenant,
-            prompt_tokens=request.prompt,
+            demand=plain(request.prompt),
             deadline=request.deadline,
             arrived=self._clock.now,
         )

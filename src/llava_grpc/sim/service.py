@@ -50,6 +50,8 @@ class Steady:
 class Costs:
     """Seconds at speed 1. Invented, of the order of a 7B model on one GPU."""
 
+    picture: float = 0.0
+    """The vision pass of a picture whose features are not at hand."""
     prompt_token: float = 0.00015
     step: float = 0.025
     step_sequence: float = 0.0005

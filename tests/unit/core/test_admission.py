@@ -16,6 +16,7 @@ from llava_grpc.core.admission import (
     QueueLimits,
     ServiceCounters,
 )
+from llava_grpc.core.demand import plain
 from llava_grpc.core.prompt import Priority
 from llava_grpc.errors import DeadlineExceededError, QueueFullError
 
@@ -53,9 +54,9 @@ def test_priority_goes_first_then_deadline_then_arrival():
 def test_the_tenant_served_least_goes_first_whatever_the_other_has_queued():
     waiting = queue()
     for number in range(10):
-        waiting.push(entry(f"flood{number}", arrived=number, tenant="flood", prompt_tokens=10))
-    waiting.push(entry("modest0", arrived=10, tenant="modest", prompt_tokens=10))
-    waiting.push(entry("modest1", arrived=11, tenant="modest", prompt_tokens=10))
+        waiting.push(entry(f"flood{number}", arrived=number, tenant="flood", demand=plain(10)))
+    waiting.push(entry("modest0", arrived=10, tenant="modest", demand=plain(10)))
+    waiting.push(entry("modest1", arrived=11, tenant="modest", demand=plain(10)))
     order = drained(waiting)
     assert order.index("modest0") <= 1
     assert order.index("modest1") <= 3
@@ -124,7 +125,7 @@ def test_service_difference_stays_within_the_bound_of_the_paper():
                 arrivals += 1
                 queued[tenant] += 1
                 prompt = chance.randint(1, longest_prompt)
-                waiting.push(entry(str(arrivals), arrived=arrivals, tenant=tenant, prompt_tokens=prompt))
+                waiting.push(entry(str(arrivals), arrived=arrivals, tenant=tenant, demand=plain(prompt)))
         while len(running) < batch:
             taken = waiting.take()
             assert taken is not None
