@@ -1,4 +1,4 @@
-"""The live set: who is there, what they serve, how busy they are.
+"""The live set: who is there, what they serve, how busy they are, what they are likely to hold.
 
 Laws:
 1. An address has at most one live incarnation; what an earlier one says is answered "unknown".
@@ -6,6 +6,7 @@ Laws:
 3. In-flight counts are this controller's own. A heartbeat's load tells only what others put on the worker: the excess
    over our own count. It reconciles, it never overwrites. Being as old as the heartbeat, it weighs in the choice
    between workers but never says that one is full: the worker owns its slots, and declines.
+4. `columns` say the same as the workers, always: whatever changes a worker here writes its row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from llava_grpc.config import is_address
+from llava_grpc.core.affinity import DEFAULT_PICTURES, DEFAULT_PREFIX_TOKENS, AffinityIndex
+from llava_grpc.core.columns import Columns, Rows
+from llava_grpc.core.demand import Demand
 from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
 from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import RegistrationInvalidError
@@ -24,7 +30,9 @@ from llava_grpc.errors import RegistrationInvalidError
 class Registration:
     """What a worker says of itself. Checked as it is made.
 
-    `speed` is relative, tokens per second where measured; `slots` are requests answered at once.
+    `speed` is relative, tokens per second where measured; `slots` are requests answered at once; `kv_tokens` what its
+    cache of keys and values has room for, over all requests, and `cached_pictures` how many pictures' features it
+    keeps, each 0 where unknown.
     """
 
     address: str
@@ -34,6 +42,8 @@ class Registration:
     slots: int
     check_heartbeat: bool = True
     version: str = ""
+    kv_tokens: int = 0
+    cached_pictures: int = 0
 
     def __post_init__(self) -> None:
         def refuse(cause: str, remedy: str) -> RegistrationInvalidError:
@@ -56,6 +66,7 @@ class Worker:
     """A worker on the register. Changed by the registry alone."""
 
     registration: Registration
+    row: int
     registered_at: float
     last_sign: float
     state: WorkerState = WorkerState.JOINING
@@ -64,6 +75,10 @@ class Worker:
     reported_running: int = 0
     reported_waiting: int = 0
     external: int = 0
+    promised: int = 0
+    """Tokens of KV cache that our requests on it may take."""
+    unread: int = 0
+    """Prompt tokens, beyond those cached, of our requests on it that have not had their first token."""
 
     @property
     def address(self) -> str:
@@ -79,9 +94,11 @@ class Worker:
         return self.in_flight + self.external
 
     @property
-    def has_room(self) -> bool:
-        """Whether we may send it one more. It may still decline, for others' sake."""
-        return self.in_flight < self.registration.slots
+    def names(self) -> Iterator[str]:
+        """Names and aliases of its models."""
+        for card in self.registration.cards:
+            yield card.name
+            yield from card.aliases
 
     def see(self, event: WorkerEvent) -> None:
         self.state = next_state(self.state, event)
@@ -100,10 +117,21 @@ class Registry:
     """See the module. `expiry` is in seconds, as are all times handed in as `now`."""
 
     expiry: float
+    columns: Columns = field(default_factory=Columns)
+    affinity: AffinityIndex = field(default_factory=AffinityIndex)
+    freed: set[str] = field(default_factory=set)
+    """Names and aliases of models that may have room again; whoever uses it clears it."""
+    addresses: list[str] = field(default_factory=list)
+    """Of the workers, by row."""
     _workers: dict[str, Worker] = field(default_factory=dict)
     _by_model: dict[str, dict[str, Worker]] = field(default_factory=dict)
     _by_alias: dict[str, dict[str, Worker]] = field(default_factory=dict)
     _ever_served: set[str] = field(default_factory=set)
+    _by_incarnation: dict[str, Worker] = field(default_factory=dict)
+    _rows: dict[str, Rows] = field(default_factory=dict)
+    """By name or alias, as far as asked for since the last change of membership."""
+    _canonical: dict[str, str] = field(default_factory=dict)
+    """Likewise."""
 
     # ------------------------------------------------------------------------------------------------- membership
 
@@ -111,23 +139,19 @@ class Registry:
         """Put a worker that was reached on the register. Returns the one it replaces, if another life was there."""
         present = self._workers.get(registration.address)
         replaced = None
-        worker = Worker(registration, registered_at=now, last_sign=now)
-        if present is not None:
-            self._remove(present)
-            if present.incarnation == registration.incarnation:
-                # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
-                worker.in_flight, worker.sequence = present.in_flight, present.sequence
-                worker.registered_at = present.registered_at
-            else:
+        if present is not None and present.incarnation == registration.incarnation:
+            # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
+            self._unlist(present)
+            worker = present
+            worker.registration, worker.last_sign, worker.state = registration, now, WorkerState.JOINING
+        else:
+            if present is not None:
+                self._remove(present)
                 present.see(WorkerEvent.REPLACED)
                 replaced = present
+            worker = Worker(registration, self.columns.add(), registered_at=now, last_sign=now)
         worker.see(WorkerEvent.REACHED)
-        self._workers[registration.address] = worker
-        for card in registration.cards:
-            self._by_model.setdefault(card.name, {})[registration.address] = worker
-            for alias in card.aliases:
-                self._by_alias.setdefault(alias, {})[registration.address] = worker
-            self._ever_served.update((card.name, *card.aliases))
+        self._list(worker)
         return replaced
 
     def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int, now: float) -> bool:
@@ -136,11 +160,12 @@ class Registry:
         if worker is None:
             return False
         worker.last_sign = max(worker.last_sign, now)
-        worker.see(WorkerEvent.SIGN_OF_LIFE)
+        self._see(worker, WorkerEvent.SIGN_OF_LIFE)
         if sequence > worker.sequence:
             worker.sequence = sequence
             worker.reported_running, worker.reported_waiting = running, waiting
             worker.external = max(0, running + waiting - worker.in_flight)
+            self._write(worker)
         return True
 
     def deregister(self, address: str, incarnation: str) -> Worker | None:
@@ -167,13 +192,13 @@ class Registry:
         """A worker in doubt answered a call of ours: it is well. Heartbeats stay owed."""
         worker = self.find(address, incarnation)
         if worker is not None:
-            worker.see(WorkerEvent.SIGN_OF_LIFE)
+            self._see(worker, WorkerEvent.SIGN_OF_LIFE)
 
     def call_failed(self, address: str, incarnation: str) -> None:
         """The transport to a worker broke: no work for it until its next sign of life."""
         worker = self.find(address, incarnation)
         if worker is not None:
-            worker.see(WorkerEvent.CALL_FAILED)
+            self._see(worker, WorkerEvent.CALL_FAILED)
 
     def find(self, address: str, incarnation: str) -> Worker | None:
         """The worker of that address in that life."""
@@ -191,12 +216,98 @@ class Registry:
     def _due(self, worker: Worker) -> float:
         return worker.last_sign + self.expiry
 
-    def _remove(self, worker: Worker) -> None:
+    def _list(self, worker: Worker) -> None:
+        registration = worker.registration
+        self._workers[worker.address] = self._by_incarnation[worker.incarnation] = worker
+        for card in registration.cards:
+            self._by_model.setdefault(card.name, {})[registration.address] = worker
+            for alias in card.aliases:
+                self._by_alias.setdefault(alias, {})[registration.address] = worker
+        self._ever_served.update(worker.names)
+        self._membership_changed()
+        while len(self.addresses) <= worker.row:
+            self.addresses.append("")
+        self.addresses[worker.row] = worker.address
+        self._write(worker)
+        self.freed.update(worker.names)
+
+    def _unlist(self, worker: Worker) -> None:
         del self._workers[worker.address]
+        self._by_incarnation.pop(worker.incarnation, None)
         for card in worker.registration.cards:
             _discard(self._by_model, card.name, worker.address)
             for alias in card.aliases:
                 _discard(self._by_alias, alias, worker.address)
+        self._membership_changed()
+
+    def _remove(self, worker: Worker) -> None:
+        self._unlist(worker)
+        self.affinity.forget(worker.row)
+        self.columns.drop(worker.row)
+
+    def _membership_changed(self) -> None:
+        self._rows.clear()
+        self._canonical.clear()
+
+    def _see(self, worker: Worker, event: WorkerEvent) -> None:
+        before = worker.state
+        worker.see(event)
+        if worker.state is not before:
+            self._write(worker)
+            if worker.state is WorkerState.ALIVE:
+                self.freed.update(worker.names)
+
+    def _write(self, worker: Worker) -> None:
+        """Its row says what it says."""
+        registration = worker.registration
+        # Whoever runs nothing takes any request: whether it fits at all is the worker's to say.
+        known = registration.kv_tokens and worker.in_flight
+        self.columns.write(
+            worker.row,
+            alive=worker.state is WorkerState.ALIVE,
+            speed=registration.speed,
+            queue=worker.queue_length,
+            room=registration.slots - worker.in_flight,
+            unread=worker.unread,
+            kv_room=registration.kv_tokens - worker.promised if known else math.inf,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    def take(self, row: int, demand: Demand, kv_tokens: int, unread: int) -> Worker:
+        """Count a request in, which may take so many tokens of KV cache, and has so many prompt tokens to be read."""
+        worker = self._workers[self.addresses[row]]
+        worker.in_flight += 1
+        worker.promised += kv_tokens
+        worker.unread += unread
+        self._write(worker)
+        registration = worker.registration
+        self.affinity.remember(
+            row,
+            demand,
+            registration.kv_tokens or DEFAULT_PREFIX_TOKENS,
+            registration.cached_pictures or DEFAULT_PICTURES,
+        )
+        return worker
+
+    def was_read(self, worker: Worker, unread: int) -> None:
+        """A request counted in has had its first token: its prompt holds nobody up any more."""
+        if self._is_here(worker):
+            worker.unread -= unread
+            self._write(worker)
+
+    def give_back(self, worker: Worker, kv_tokens: int, unread: int) -> None:
+        """Count a request out; with the prompt tokens that were never read."""
+        if self._is_here(worker):
+            worker.in_flight -= 1
+            worker.promised -= kv_tokens
+            worker.unread -= unread
+            self._write(worker)
+            self.freed.update(worker.names)
+
+    def _is_here(self, worker: Worker) -> bool:
+        """Whether it is on the register and has been since: one that was dropped and came back counts from nothing."""
+        return self._workers.get(worker.address) is worker
 
     # ----------------------------------------------------------------------------------------------------- models
 
@@ -204,17 +315,33 @@ class Registry:
         """Workers on the register that serve the model of that name; if there is none, of that alias."""
         return (self._by_model.get(name) or self._by_alias.get(name) or {}).values()
 
+    def rows(self, name: str) -> Rows:
+        """Rows, ascending, of those workers."""
+        rows = self._rows.get(name)
+        if rows is None:
+            rows = np.array(sorted(worker.row for worker in self.serving(name)), dtype=np.intp)
+            rows.setflags(write=False)
+            self._rows[name] = rows
+        return rows
+
+    def rows_of(self, incarnations: Iterable[str]) -> list[int]:
+        """Rows of those of these lives that are on the register."""
+        return [worker.row for name in incarnations if (worker := self._by_incarnation.get(name)) is not None]
+
     def canonical(self, name: str) -> str:
         """The model's proper name, where `name` is an alias that all who have it use for the same model."""
         if name in self._by_model:
             return name
-        meant = {
-            card.name
-            for worker in self._by_alias.get(name, {}).values()
-            for card in worker.registration.cards
-            if name in card.aliases
-        }
-        return meant.pop() if len(meant) == 1 else name
+        known = self._canonical.get(name)
+        if known is None and name in self._by_alias:
+            meant = {
+                card.name
+                for worker in self._by_alias[name].values()
+                for card in worker.registration.cards
+                if name in card.aliases
+            }
+            known = self._canonical[name] = meant.pop() if len(meant) == 1 else name
+        return name if known is None else known
 
     def was_served(self, name: str) -> bool:
         """Whether anybody ever served a model of that name or alias."""

@@ -84,7 +84,7 @@ class LateBinding:
             arrived=self._clock.now,
         )
         try:
-            assignment = self._dispatcher.admit(MODEL, entry)
+            assignment = self._dispatcher.admit(MODEL, entry, self._clock.now)
         except LlavaGrpcError as error:
             self._refuse(job, error)
             return
@@ -92,6 +92,7 @@ class LateBinding:
             self._start(job, assignment)
         else:
             self._waiting[job.key] = job
+            self._place()  # somebody else may have had to make way
             self._set_alarm()
 
     def beat(self) -> None:
@@ -113,6 +114,7 @@ class LateBinding:
         assert isinstance(job.ticket, Assignment), "a job that runs was assigned"
         self._dispatcher.counters.charge(job.request.tenant, answer=job.request.answer)
         self._dispatcher.release(job.ticket, self._clock.now)
+        self._dispatcher.finish(job.key, self._clock.now, "ok", job.request.prompt, job.request.answer)
         self._ended(job)
         if self._waiting:
             self._place()
