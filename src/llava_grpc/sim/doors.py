@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 
 from llava_grpc.core.admission import Entry, QueueLimits
-from llava_grpc.core.demand import plain
+from llava_grpc.core.demand import Demand, plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry
 from llava_grpc.core.strategies import Strategy
@@ -21,8 +20,8 @@ from llava_grpc.core.stream import ModelCard
 from llava_grpc.errors import LlavaGrpcError
 from llava_grpc.sim.engine import Clock
 from llava_grpc.sim.rivals import Rival
-from llava_grpc.sim.service import ServerKind
-from llava_grpc.sim.workload import Job
+from llava_grpc.sim.service import ServerKind, Spec
+from llava_grpc.sim.workload import MOST_ANSWER_TOKENS, Job, Request
 
 MODEL = "simulated"
 EXPIRY = 90.0
@@ -30,12 +29,11 @@ UNBOUNDED = QueueLimits(length=2**62, wait=1e15)
 """A queue in which everybody waits as long as it takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A worker to simulate. `speed` is what it has and what it advertises."""
-
-    speed: float = 1.0
-    slots: int = 1
+def demand_of(request: Request) -> Demand:
+    """What the controller knows of it."""
+    if request.pieces:
+        return Demand(request.pieces, request.pictures, MOST_ANSWER_TOKENS)
+    return plain(request.prompt, MOST_ANSWER_TOKENS)
 
 
 class LateBinding:
@@ -70,7 +68,7 @@ class LateBinding:
             self._registry.register(registration, clock.now)
             self._registrations.append(registration)
             self._nodes[registration.address] = number
-            self._servers[registration.address] = kind(clock, spec.speed, self._done)
+            self._servers[registration.address] = kind(clock, spec, self._done)
         self._waiting: dict[str, Job] = {}
         self._alarm = float("inf")
 
@@ -79,7 +77,7 @@ class LateBinding:
         entry = Entry(
             key=job.key,
             tenant=request.tenant,
-            demand=plain(request.prompt),
+            demand=demand_of(request),
             deadline=request.deadline,
             arrived=self._clock.now,
         )
@@ -160,7 +158,7 @@ class AtOnce:
         self._room = [spec.slots for spec in fleet]
         self._lengths = [0] * len(fleet)
         self._queues: list[deque[Job]] = [deque() for _ in fleet]
-        self._servers = [kind(clock, spec.speed, self._done) for spec in fleet]
+        self._servers = [kind(clock, spec, self._done) for spec in fleet]
 
     def offer(self, job: Job) -> None:
         job.node = node = self._rival.choose(self._lengths, self._speeds, self._random)

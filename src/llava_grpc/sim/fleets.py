@@ -8,10 +8,11 @@ from random import Random
 from llava_grpc.config import SettingsError
 from llava_grpc.core.admission import QueueLimits
 from llava_grpc.core.strategies import STRATEGIES
-from llava_grpc.sim.doors import UNBOUNDED, AtOnce, LateBinding, Spec
+from llava_grpc.sim.caches import Caches
+from llava_grpc.sim.doors import UNBOUNDED, AtOnce, LateBinding
 from llava_grpc.sim.engine import Clock, Door, Ended, simulate
 from llava_grpc.sim.rivals import RIVALS
-from llava_grpc.sim.service import Batch, Costs, Done, Server
+from llava_grpc.sim.service import Batch, Costs, Done, Server, Spec
 from llava_grpc.sim.workload import Job, Lengths, Request, bursty, jobs, mean_lengths, poisson
 
 HEARTBEAT, RIVALS_HEARTBEAT = 30.0, 15.0
@@ -52,8 +53,8 @@ def run(
     return sorted(ended, key=lambda job: job.number)
 
 
-def _server(clock: Clock, speed: float, done: Done) -> Server:
-    return Batch(clock, speed, done, COSTS)
+def _server(clock: Clock, spec: Spec, done: Done) -> Server:
+    return Batch(clock, spec.speed, done, COSTS, Caches(spec.room))
 
 
 def after_warm_up(done: Sequence[Job]) -> list[Job]:

@@ -10,10 +10,11 @@ from llava_grpc.config import SettingsError
 from llava_grpc.core.admission import QueueLimits
 from llava_grpc.core.strategies import STRATEGIES
 from llava_grpc.sim import closed_forms
-from llava_grpc.sim.doors import UNBOUNDED, Spec
+from llava_grpc.sim.doors import UNBOUNDED
 from llava_grpc.sim.fleets import ARRIVALS, COSTS, Progress, after_warm_up, load_of, peak_rate, run, strategy_names
 from llava_grpc.sim.measure import percentile
 from llava_grpc.sim.report import Cell, Report
+from llava_grpc.sim.service import Spec
 from llava_grpc.sim.workload import Job, Request, chats
 
 

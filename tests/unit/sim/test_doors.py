@@ -8,10 +8,10 @@ import pytest
 from llava_grpc.core.admission import QueueLimits
 from llava_grpc.core.strategies import STRATEGIES, lottery, shortest_queue
 from llava_grpc.errors import DeadlineExceededError, QueueFullError
-from llava_grpc.sim.doors import UNBOUNDED, AtOnce, LateBinding, Spec
+from llava_grpc.sim.doors import UNBOUNDED, AtOnce, LateBinding
 from llava_grpc.sim.engine import Clock, Door, Ended, simulate
 from llava_grpc.sim.rivals import Llava, LlavaStale, Rival, RoundRobin
-from llava_grpc.sim.service import Steady
+from llava_grpc.sim.service import Spec, Steady
 from llava_grpc.sim.workload import Job, Request, exponential, jobs
 
 

@@ -6,10 +6,10 @@ from random import Random
 import pytest
 
 from llava_grpc.core.strategies import shortest_queue
-from llava_grpc.sim.doors import AtOnce, LateBinding, Spec
+from llava_grpc.sim.doors import AtOnce, LateBinding
 from llava_grpc.sim.engine import Clock, Door, Ended, simulate
 from llava_grpc.sim.rivals import LlavaStale
-from llava_grpc.sim.service import Steady
+from llava_grpc.sim.service import Spec, Steady
 from llava_grpc.sim.workload import Job, exponential, jobs
 
 
