@@ -17,7 +17,7 @@ from typing import Protocol
 
 from llava_grpc.sim.caches import Caches, Need, Room
 from llava_grpc.sim.engine import Clock
-from llava_grpc.sim.workload import Job
+from llava_grpc.sim.workload import Job, Request
 
 Done = Callable[[Job], None]
 
@@ -95,6 +95,7 @@ class Batch:
         "_done",
         "_joining",
         "_leap",
+        "_reading",
         "_running",
         "_since",
         "_speed",
@@ -114,6 +115,7 @@ class Batch:
         """Steps under way; 0 while idle or reading a prompt."""
         self._since = 0.0
         self._busy = False
+        self._reading: Job | None = None
         self._turn = 0
         """Names what is under way: an event of another turn was overtaken."""
         self._until = 0.0
@@ -130,11 +132,33 @@ class Batch:
     def stop(self) -> None:
         self._turn += 1
 
+    def delay(self, request: Request) -> float:
+        """What it would cost all together to start a request now, in seconds, as one who knows everything can tell.
+
+        Its own wait for the first token; what its reading holds up each of the others; and how much longer the steps
+        take that it makes with others, for both sides.
+        """
+        wait = 0.0
+        if self._busy:
+            wait = self._until - self._clock.now
+            if self._leap:
+                wait %= self._step()
+        coming: set[bytes] = set()
+        for job in self._joining:
+            wait += self._costs.reading(self._caches.need(job.request, coming)) / self._speed
+            coming.update((*(piece.key for piece in job.request.pieces), *job.request.pictures))
+        reading = self._costs.reading(self._caches.need(request, coming)) / self._speed
+        left = [end - self._steps for end, _, _ in self._running] + [job.request.answer for job in self._joining]
+        if self._reading is not None:
+            left.append(self._reading.request.answer)
+        together = sum(min(one, request.answer) for one in left)
+        return wait + reading * (1 + len(left)) + 2 * together * self._costs.step_sequence / self._speed
+
     def _go_on(self) -> None:
         """Decide what comes next: a prompt before steps."""
         self._leap = 0
         if self._joining:
-            job = self._joining.popleft()
+            self._reading = job = self._joining.popleft()
             job.need = need = self._caches.read(job.request)
             self._after(self._costs.reading(need) / self._speed, self._read, job)
         elif self._running:
@@ -161,6 +185,7 @@ class Batch:
 
     def _read(self, job: Job | None) -> None:
         assert job is not None, "a prompt is somebody's"
+        self._reading = None
         job.first_token = self._clock.now
         heapq.heappush(self._running, (self._steps + job.request.answer - 1, job.key, job))
         self._end_those_due()

@@ -52,6 +52,7 @@ class Job:
     """A request on its way through one run, and when what happened to it."""
 
     __slots__ = (
+        "declined",
         "dispatched",
         "error",
         "finished",
@@ -74,6 +75,8 @@ class Job:
         self.node = -1
         self.need: tuple[int, int] | None = None
         """Pictures seen and prompt tokens read for it, by the worker that answered; None where it keeps no account."""
+        self.declined = 0
+        """How often a worker had no slot for it after all."""
         self.retries = 0
         """How often a worker was lost with it."""
         self.ticket: object = None
