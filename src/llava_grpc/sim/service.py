@@ -50,15 +50,25 @@ class Steady:
 class Costs:
     """Seconds at speed 1. Invented, of the order of a 7B model on one GPU."""
 
+    request: float = 0.0
+    """Of each prompt, whatever its length."""
     picture: float = 0.0
     """The vision pass of a picture whose features are not at hand."""
     prompt_token: float = 0.00015
     step: float = 0.025
     step_sequence: float = 0.0005
 
+    def reading(self, prompt: float, new_pictures: float = 0.0) -> float:
+        """Of a prompt of so many tokens, its pictures' included: from its turn to its first token."""
+        return self.request + self.picture * new_pictures + self.prompt_token * prompt
+
+    def stepping(self, running: float) -> float:
+        """Of a step that makes one token for each of the running requests."""
+        return self.step + self.step_sequence * running
+
     def seconds(self, prompt: float, answer: float, slots: int) -> float:
         """Of a full worker's time, for one request of such lengths (the first token comes with the prompt)."""
-        return prompt * self.prompt_token + (answer - 1) * (self.step / slots + self.step_sequence)
+        return self.reading(prompt) + (answer - 1) * self.stepping(slots) / slots
 
 
 class Batch:
@@ -104,7 +114,7 @@ class Batch:
         self._leap = 0
         if self._joining:
             job = self._joining.popleft()
-            self._after(job.request.prompt * self._costs.prompt_token / self._speed, self._read, job)
+            self._after(self._costs.reading(job.request.prompt) / self._speed, self._read, job)
         elif self._running:
             self._leap, self._since = self._running[0][0] - self._steps, self._clock.now
             self._after(self._leap * self._step(), self._stepped, None)
@@ -143,4 +153,4 @@ class Batch:
         self._go_on()
 
     def _step(self) -> float:
-        return (self._costs.step + self._costs.step_sequence * len(self._running)) / self._speed
+        return self._costs.stepping(len(self._running)) / self._speed
