@@ -14,16 +14,29 @@ from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, Fail
 from llava_grpc.errors import LlavaGrpcError, PromptTooLongError, SamplingInvalidError
 from llava_grpc.testing.reference import Answer, submit
 
-SETTINGS = {
-    "echo": EngineSettings(options={"tokens": "400"}),
-    "transformers": EngineSettings(threads=1, speed=1.0, image_cache_bytes=2**22),
+ENGINES = {
+    "echo": ("echo", EngineSettings(options={"tokens": "400"})),
+    "echo that batches": (
+        "echo",
+        EngineSettings(
+            options={
+                "tokens": "400",
+                "request_ms": "0.5",
+                "picture_ms": "2",
+                "prompt_token_ms": "0.01",
+                "step_ms": "0.5",
+                "step_sequence_ms": "0.1",
+            }
+        ),
+    ),
+    "transformers": ("transformers", EngineSettings(threads=1, speed=1.0, image_cache_bytes=2**22)),
 }
 PROMPT = RawPrompt("Once upon a time there was a shape")
 
 
-@pytest.fixture(scope="module", params=list(SETTINGS))
+@pytest.fixture(scope="module", params=list(ENGINES))
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = load_engine(request.param, SETTINGS[request.param])
+    engine = load_engine(*ENGINES[request.param])
     engine.start(lambda what: None)
     yield engine
     engine.close()
@@ -132,7 +145,7 @@ def test_stop_strings_end_the_answer_before_them(engine: Engine):
 
 
 def test_an_engine_closed_with_work_ends_it_as_cancelled():
-    for name, settings in SETTINGS.items():
+    for name, settings in ENGINES.values():
         engine = load_engine(name, settings)
         engine.start(lambda what: None)
         answers = [submit(engine, PROMPT, Sampling(max_new_tokens=400)) for _ in range(4)]
@@ -143,6 +156,6 @@ def test_an_engine_closed_with_work_ends_it_as_cancelled():
 def test_unknown_engines_and_options_are_refused_in_words():
     with pytest.raises(EngineStartError, match="installed are: echo, transformers"):
         load_engine("nonsense", EngineSettings())
-    for name in SETTINGS:
+    for name, _ in ENGINES.values():
         with pytest.raises(EngineStartError, match="no option"):
             load_engine(name, EngineSettings(options={"nonsense": "1"}))

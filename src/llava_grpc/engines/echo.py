@@ -1,13 +1,19 @@
 """The echo engine: deterministic answers without a model, for tests, drills and load.
 
 Token k is a hash of the prompt, the seed and all tokens before it, so that an answer continued from a wrong token log
-is a different answer. Each step makes one token for every request that is due, as a batching engine does.
+is a different answer. Its timing is the simplest, each request at its own pace, or that of a batching engine, which is
+the simulator's model of one (`sim.service.Batch`).
 
 Options (`--engine-option name=value`):
     tokens              length of an answer before it ends by itself (default 32)
     token_interval_ms   time between two tokens of a request (default 0: as fast as it goes)
     first_token_ms      time before the first one (default 0)
     start_ms            time that starting takes (default 0)
+    request_ms, picture_ms, prompt_token_ms, step_ms, step_sequence_ms
+                        with any of these it times as a batching engine: prompts are read one after another, while
+                        nothing else goes on, and take so long each, for every picture not seen lately, and for every
+                        token; then steps, which take so long each and for every running request, make one token for
+                        each (default 0)
     fail_after          every request fails after so many tokens, with ENGINE_FAILED
     hang_after          every request makes so many tokens and then nothing more
     crash_after         the process dies, without a word, when a request has made so many tokens
@@ -15,81 +21,31 @@ Options (`--engine-option name=value`):
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import itertools
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_grpc.config import EngineSettings
-from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, Conversation, GenerationRequest, Image
+from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, GenerationRequest
 from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, Usage
 from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, EngineStats, Failed, Progress, Sink
+from llava_grpc.engines.echo_timing import Apart, Batching, Timing
+from llava_grpc.engines.echo_tokens import TokenChain, digest_of, pieces, token_text
 from llava_grpc.engines.text import AnswerText
 from llava_grpc.errors import EngineFailedError, PromptTooLongError, SamplingInvalidError
+from llava_grpc.sim.service import Costs
 
-VOCABULARY = 4096
 CONTEXT_TOKENS = 32_768
 IMAGE_TOKENS = 16
-
-_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-
-
-def token_text(token_id: int) -> str:
-    """The text of a token: a short word with a space before it, now and then with an emoji or a Chinese character."""
-    first, second = divmod(token_id, len(_SYLLABLES))
-    word = _SYLLABLES[first % len(_SYLLABLES)] + _SYLLABLES[second]
-    decoration = {0: "🌵", 1: "猫"}.get(token_id % 64, "")
-    return f" {word}{decoration}"
+PICTURES_REMEMBERED = 1024
+COSTS = ("request", "picture", "prompt_token", "step", "step_sequence")
 
 
 def _decode(token_ids: Sequence[int]) -> str:
     return "".join(map(token_text, token_ids))
-
-
-class TokenChain:
-    """The answer to one request, token by token.
-
-    The state is a 64-bit hash of prompt, seed and all tokens so far.
-    """
-
-    def __init__(self, request: GenerationRequest) -> None:
-        digest = hashlib.blake2b(digest_size=8)
-        for piece in _pieces(request):
-            digest.update(len(piece).to_bytes(8, "big"))
-            digest.update(piece)
-        digest.update((request.sampling.seed or 0).to_bytes(8, "big"))
-        self._state = digest.digest()
-        for token_id in request.emitted_token_ids:
-            self._advance(token_id)
-
-    def next(self) -> int:
-        """The next token."""
-        token_id = int.from_bytes(self._state[:4], "big") % VOCABULARY
-        self._advance(token_id)
-        return token_id
-
-    def _advance(self, token_id: int) -> None:
-        self._state = hashlib.blake2b(self._state + token_id.to_bytes(8, "big"), digest_size=8).digest()
-
-
-def _pieces(request: GenerationRequest) -> Iterator[bytes]:
-    prompt = request.prompt
-    parts = (
-        ((turn.role.value, part) for turn in prompt.turns for part in turn.parts)
-        if isinstance(prompt, Conversation)
-        else (("raw", part) for part in prompt.parts())
-    )
-    for role, part in parts:
-        yield role.encode()
-        yield part.encode() if isinstance(part, str) else _digest(part)
-
-
-def _digest(image: Image) -> bytes:
-    return image.sha256 or hashlib.sha256(image.data).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +54,11 @@ class _Options:
     token_interval_ms: float = 0.0
     first_token_ms: float = 0.0
     start_ms: float = 0.0
+    request_ms: float | None = None
+    picture_ms: float | None = None
+    prompt_token_ms: float | None = None
+    step_ms: float | None = None
+    step_sequence_ms: float | None = None
     fail_after: int | None = None
     hang_after: int | None = None
     crash_after: int | None = None
@@ -109,10 +70,28 @@ class _Options:
             if name not in cls.__slots__:
                 raise EngineStartError(f"engine echo has no option {name!r}; it has {', '.join(sorted(cls.__slots__))}")
             try:
-                values[name] = float(text) if name.endswith("_ms") else int(text)
+                values[name] = value = float(text) if name.endswith("_ms") else int(text)
             except ValueError:
                 raise EngineStartError(f"engine echo: option {name} is {text!r}, not a number") from None
+            if not (math.isfinite(value) and value >= 0):
+                raise EngineStartError(f"engine echo: option {name} is {text!r}; it must be finite and not negative")
         return cls(**values)  # type: ignore[arg-type]
+
+    def timing(self) -> Timing[_Answer]:
+        """As the options have it.
+
+        Raises:
+            EngineStartError: they ask for both kinds.
+        """
+        costs = {name: getattr(self, f"{name}_ms") for name in COSTS}
+        if all(cost is None for cost in costs.values()):
+            return Apart(self.first_token_ms / 1000, self.token_interval_ms / 1000)
+        if self.first_token_ms or self.token_interval_ms:
+            raise EngineStartError(
+                "engine echo: first_token_ms and token_interval_ms are for requests at their own pace; leave them out, "
+                f"or leave out {', '.join(f'{name}_ms' for name, cost in costs.items() if cost is not None)}"
+            )
+        return Batching(Costs(**{name: (cost or 0.0) / 1000 for name, cost in costs.items()}))
 
 
 @dataclass(slots=True, eq=False)
@@ -145,9 +124,10 @@ class EchoEngine(Engine):
         super().__init__(settings)
         self._options = _Options.parse(settings)
         self._condition = threading.Condition()
-        self._due: list[tuple[float, int, _Answer]] = []
+        self._timing = self._options.timing()
         self._open: set[_Answer] = set()
-        self._order = itertools.count()
+        self._cancelled: list[_Answer] = []
+        self._seen: dict[bytes, None] = {}
         self._tokens = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="echo-engine", daemon=True)
@@ -179,7 +159,7 @@ class EchoEngine(Engine):
     def submit(self, request: GenerationRequest, sink: Sink) -> _Answer:
         sampling = request.sampling
         images = len(request.images)
-        prompt_tokens = sum(len(piece.split()) for piece in _pieces(request)) + IMAGE_TOKENS * images
+        prompt_tokens = sum(len(piece.split()) for piece in pieces(request)) + IMAGE_TOKENS * images
         room = self.card.context_tokens - prompt_tokens
         if (sampling.max_new_tokens or 0) > self.settings.max_new_tokens_limit:
             raise SamplingInvalidError(
@@ -203,11 +183,13 @@ class EchoEngine(Engine):
             text=AnswerText(_decode, (), sampling.stop, request.emitted_token_ids) if sampling.stop else None,
             made=len(request.emitted_token_ids),
         )
+        pictures = [digest_of(image) for image in request.images]
         with self._condition:
             if self._closing:
                 raise EngineFailedError("the engine is closed")
             self._open.add(answer)
-            self._schedule(answer, time.monotonic() + self._options.first_token_ms / 1000)
+            self._timing.add(answer, prompt_tokens + answer.made, self._new_pictures(pictures), time.monotonic())
+            self._condition.notify()
         return answer
 
     def stats(self) -> EngineStats:
@@ -216,9 +198,9 @@ class EchoEngine(Engine):
     def close(self) -> None:
         with self._condition:
             self._closing = True
+            self._cancelled.extend(self._open)
             for answer in self._open:
                 answer.cancelled = True
-                self._schedule(answer, 0.0)
             self._condition.notify()
         if self._thread.ident is not None:
             self._thread.join()
@@ -227,32 +209,41 @@ class EchoEngine(Engine):
         """Look at `answer` at once: it was cancelled."""
         with self._condition:
             if answer in self._open:
-                self._schedule(answer, 0.0)
+                self._cancelled.append(answer)
+                self._condition.notify()
 
-    def _schedule(self, answer: _Answer, due: float) -> None:
-        heapq.heappush(self._due, (due, next(self._order), answer))
-        self._condition.notify()
+    def _new_pictures(self, digests: Sequence[bytes]) -> int:
+        """How many were not seen lately; now they were."""
+        new = len(set(digests) - self._seen.keys())
+        for digest in digests:
+            self._seen.pop(digest, None)
+            self._seen[digest] = None
+        while len(self._seen) > PICTURES_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return new
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._due or self._due[0][0] > time.monotonic():
+                while not ((step := self._timing.take(time.monotonic())) or self._cancelled):
                     if self._closing and not self._open:
                         return
-                    self._condition.wait(self._due[0][0] - time.monotonic() if self._due else None)
-                now = time.monotonic()
-                step = []
-                while self._due and self._due[0][0] <= now:
-                    step.append(heapq.heappop(self._due)[2])
-            for answer in step:
-                if answer not in self._open:
-                    continue  # ended since; a cancelled one may be in the queue twice
-                if self._advance(answer, now):
-                    with self._condition:
-                        self._open.discard(answer)
+                    due = self._timing.due()
+                    self._condition.wait(None if due is None else max(0.0, due - time.monotonic()))
+                cancelled, self._cancelled = self._cancelled, []
+            now = time.monotonic()
+            for answer in cancelled:
+                if answer in self._open:
+                    self._advance(answer)
+            going_on = [answer for answer in step if answer in self._open and self._advance(answer)]
+            with self._condition:
+                for answer in cancelled:
+                    self._timing.remove(answer)
+                if step:
+                    self._timing.go_on(going_on, now)
 
-    def _advance(self, answer: _Answer, now: float) -> bool:
-        """One token for `answer`; whether it is over."""
+    def _advance(self, answer: _Answer) -> bool:
+        """One token for `answer`; whether it wants more."""
         if not answer.began:
             answer.began = True
             answer.sink(Began())
@@ -262,10 +253,9 @@ class EchoEngine(Engine):
         if options.crash_after == answer.made:
             os._exit(70)
         if options.fail_after == answer.made:
-            answer.sink(Failed(EngineFailedError(f"a fault was asked for after {answer.made} tokens")))
-            return True
+            return self._over(answer, Failed(EngineFailedError(f"a fault was asked for after {answer.made} tokens")))
         if options.hang_after == answer.made:
-            return False  # never scheduled again; a cancel wakes it
+            return False  # it stays open; a cancel ends it
         if answer.made >= answer.limit:
             return self._end(answer, answer.ends)
         token_id = answer.chain.next()
@@ -282,14 +272,16 @@ class EchoEngine(Engine):
                 return self._end(answer, FinishReason.STOP, answer.text.stop_sequence)
         if answer.made >= answer.limit:
             return self._end(answer, answer.ends)
-        with self._condition:
-            self._schedule(answer, now + options.token_interval_ms / 1000)
-        return False
+        return True
 
-    @staticmethod
-    def _end(answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
+    def _end(self, answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
         if answer.text is not None and reason is not FinishReason.CANCELLED and (rest := answer.text.finish()):
             answer.sink(rest)
         prompt_tokens, image_tokens = answer.usage
-        answer.sink(Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))
-        return True
+        return self._over(answer, Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))
+
+    def _over(self, answer: _Answer, event: Ended | Failed) -> bool:
+        with self._condition:
+            self._open.discard(answer)
+        answer.sink(event)
+        return False

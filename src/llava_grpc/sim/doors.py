@@ -35,6 +35,17 @@ def demand_of(request: Request) -> Demand:
     return plain(request.prompt, MOST_ANSWER_TOKENS)
 
 
+def _entry(job: Job) -> Entry:
+    request = job.request
+    return Entry(
+        key=job.key,
+        tenant=request.tenant,
+        demand=demand_of(request),
+        deadline=request.deadline,
+        arrived=request.at,
+    )
+
+
 @dataclass(slots=True)
 class _Life:
     """One life of a worker: what it is known by, and what was given to it and is not over.
@@ -76,16 +87,8 @@ class LateBinding:
         self._alarm = float("inf")
 
     def offer(self, job: Job) -> None:
-        request = job.request
-        entry = Entry(
-            key=job.key,
-            tenant=request.tenant,
-            demand=demand_of(request),
-            deadline=request.deadline,
-            arrived=request.at,
-        )
         try:
-            assignment = self._dispatcher.admit(MODEL, entry, self._clock.now)
+            assignment = self._dispatcher.admit(MODEL, _entry(job), self._clock.now)
         except LlavaGrpcError as error:
             self._refuse(job, error)
             return
@@ -184,6 +187,7 @@ class LateBinding:
             return
         job.dispatched, job.ticket, job.node = self._clock.now, assignment, node
         life.jobs[job.key] = job
+        job.when_read = self._was_read
         if not life.dead:
             life.server.start(job)
 
@@ -192,12 +196,18 @@ class LateBinding:
         job.declined += 1
         self._dispatcher.release(assignment, self._clock.now)
         try:
-            another = self._dispatcher.assign(MODEL, tried)
+            another = self._dispatcher.assign(MODEL, _entry(job), self._clock.now, tried)
         except LlavaGrpcError:
+            another = None
+        if another is None:
             self._take_back(job)
             self._clock.at(self._clock.now + DECLINED_PAUSE, self.offer, job)
         else:
             self._start(job, another, tried)
+
+    def _was_read(self, job: Job) -> None:
+        assert isinstance(job.ticket, Assignment), "a job that runs was assigned"
+        self._dispatcher.was_read(job.ticket, self._clock.now)
 
     def _take_back(self, job: Job) -> None:
         """Its tenant is charged again when it is given out again."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from llava_grpc.sim.caches import Need, Room
+from llava_grpc.sim.caches import Room
 from llava_grpc.sim.conversations import SYSTEM, Habits, arriving, conversations
 from llava_grpc.sim.fleets import ARRIVALS, binding, run
 from llava_grpc.sim.measure import percentile
@@ -55,7 +55,7 @@ def jobs_a_request(strategies: int) -> float:
 
 def objective() -> float:
     """Seconds to the first token."""
-    return OBJECTIVE * COSTS.reading(Need(1, SYSTEM.tokens + REUSE.picture_tokens + 40))
+    return OBJECTIVE * COSTS.reading(SYSTEM.tokens + REUSE.picture_tokens + 40, 1)
 
 
 def highest(good: Callable[[float], bool], top: float, steps: int = STEPS) -> float:

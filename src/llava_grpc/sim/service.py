@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from llava_grpc.sim.caches import Caches, Need, Room
+from llava_grpc.sim.caches import Caches, Room
 from llava_grpc.sim.engine import Clock
 from llava_grpc.sim.workload import Job, Request
 
@@ -69,19 +69,25 @@ class Steady:
 class Costs:
     """Seconds at speed 1. Invented, of the order of a 7B model on one GPU."""
 
+    request: float = 0.0
+    """Of each prompt, whatever its length."""
     picture: float = 0.0
     """The vision pass of a picture whose features are not at hand."""
     prompt_token: float = 0.00015
     step: float = 0.025
     step_sequence: float = 0.0005
 
+    def reading(self, prompt: float, new_pictures: float = 0.0) -> float:
+        """Of a prompt of so many tokens, its pictures' included: from its turn to its first token."""
+        return self.request + self.picture * new_pictures + self.prompt_token * prompt
+
+    def stepping(self, running: float) -> float:
+        """Of a step that makes one token for each of the running requests."""
+        return self.step + self.step_sequence * running
+
     def seconds(self, prompt: float, answer: float, slots: int) -> float:
         """Of a full worker's time, for one request of such lengths (the first token comes with the prompt)."""
-        return prompt * self.prompt_token + (answer - 1) * (self.step / slots + self.step_sequence)
-
-    def reading(self, need: Need) -> float:
-        """Of computing what a request needs before its first token."""
-        return need.pictures * self.picture + need.tokens * self.prompt_token
+        return self.reading(prompt) + (answer - 1) * self.stepping(slots) / slots
 
 
 class Batch:
@@ -145,9 +151,11 @@ class Batch:
                 wait %= self._step()
         coming: set[bytes] = set()
         for job in self._joining:
-            wait += self._costs.reading(self._caches.need(job.request, coming)) / self._speed
+            need = self._caches.need(job.request, coming)
+            wait += self._costs.reading(need.tokens, need.pictures) / self._speed
             coming.update((*(piece.key for piece in job.request.pieces), *job.request.pictures))
-        reading = self._costs.reading(self._caches.need(request, coming)) / self._speed
+        need = self._caches.need(request, coming)
+        reading = self._costs.reading(need.tokens, need.pictures) / self._speed
         left = [end - self._steps for end, _, _ in self._running] + [job.request.answer for job in self._joining]
         if self._reading is not None:
             left.append(self._reading.request.answer)
@@ -160,7 +168,7 @@ class Batch:
         if self._joining:
             self._reading = job = self._joining.popleft()
             job.need = need = self._caches.read(job.request)
-            self._after(self._costs.reading(need) / self._speed, self._read, job)
+            self._after(self._costs.reading(need.tokens, need.pictures) / self._speed, self._read, job)
         elif self._running:
             self._leap, self._since = self._running[0][0] - self._steps, self._clock.now
             self._after(self._leap * self._step(), self._stepped, None)
@@ -187,6 +195,8 @@ class Batch:
         assert job is not None, "a prompt is somebody's"
         self._reading = None
         job.first_token = self._clock.now
+        if job.when_read is not None:
+            job.when_read(job)
         heapq.heappush(self._running, (self._steps + job.request.answer - 1, job.key, job))
         self._end_those_due()
 
@@ -203,4 +213,4 @@ class Batch:
         self._go_on()
 
     def _step(self) -> float:
-        return (self._costs.step + self._costs.step_sequence * len(self._running)) / self._speed
+        return self._costs.stepping(len(self._running)) / self._speed

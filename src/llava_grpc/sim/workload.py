@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -64,6 +64,7 @@ class Job:
         "request",
         "retries",
         "ticket",
+        "when_read",
     )
 
     def __init__(self, number: int, request: Request) -> None:
@@ -81,6 +82,8 @@ class Job:
         """How often a worker was lost with it."""
         self.ticket: object = None
         """Whatever the door keeps with it."""
+        self.when_read: Callable[[Job], None] | None = None
+        """Hears that its first token came, where a server tells that apart from its end."""
 
     @property
     def wait(self) -> float:
