@@ -6,15 +6,20 @@ Laws:
 3. In-flight counts are this controller's own. A heartbeat's load tells only what others put on the worker: the excess
    over our own count. It reconciles, it never overwrites. Being as old as the heartbeat, it weighs in the choice
    between workers but never says that one is full: the worker owns its slots, and declines.
+4. Silence is held against a worker only where it could have been heard: after a stall of the controller there is a
+   grace (`core.stall`).
+5. Nothing is looked for among all workers to know who expires next: they are kept in order of their last sign.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from llava_grpc.config import is_address
+from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
 from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import RegistrationInvalidError
@@ -97,13 +102,16 @@ class ListedModel:
 
 @dataclass(slots=True)
 class Registry:
-    """See the module. `expiry` is in seconds, as are all times handed in as `now`."""
+    """See the module. `expiry` is in seconds, as are all times handed in as `now`, which never goes back."""
 
     expiry: float
+    stalls: StallWatch = field(default_factory=StallWatch)
     _workers: dict[str, Worker] = field(default_factory=dict)
     _by_model: dict[str, dict[str, Worker]] = field(default_factory=dict)
     _by_alias: dict[str, dict[str, Worker]] = field(default_factory=dict)
     _ever_served: set[str] = field(default_factory=set)
+    _silent: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    """Addresses of those who owe heartbeats, longest silent first, and the time awake of their last sign."""
 
     # ------------------------------------------------------------------------------------------------- membership
 
@@ -123,6 +131,7 @@ class Registry:
                 replaced = present
         worker.see(WorkerEvent.REACHED)
         self._workers[registration.address] = worker
+        self._heard(worker, now)
         for card in registration.cards:
             self._by_model.setdefault(card.name, {})[registration.address] = worker
             for alias in card.aliases:
@@ -135,7 +144,7 @@ class Registry:
         worker = self.find(address, incarnation)
         if worker is None:
             return False
-        worker.last_sign = max(worker.last_sign, now)
+        self._heard(worker, now)
         worker.see(WorkerEvent.SIGN_OF_LIFE)
         if sequence > worker.sequence:
             worker.sequence = sequence
@@ -152,16 +161,22 @@ class Registry:
         return worker
 
     def expire(self, now: float) -> list[Worker]:
-        """Take off and return the workers that were silent for longer than `expiry`."""
-        expired = [worker for worker in self._workers.values() if self._expires(worker) and self._due(worker) <= now]
-        for worker in expired:
+        """Take off and return the workers that were silent for longer than `expiry`. A tick for `stalls`."""
+        self.stalls.tick(now)
+        expired = []
+        while (due := self.next_expiry()) is not None and due <= now:
+            worker = self._workers[next(iter(self._silent))]
             worker.see(WorkerEvent.EXPIRED)
             self._remove(worker)
+            expired.append(worker)
         return expired
 
     def next_expiry(self) -> float | None:
-        """When the next worker expires if nothing more is heard; None where none can."""
-        return min((self._due(worker) for worker in self._workers.values() if self._expires(worker)), default=None)
+        """When the next worker expires if nothing more is heard and no stall comes; None where none can."""
+        if not self._silent:
+            return None
+        address, awake = next(iter(self._silent.items()))
+        return max(self._workers[address].last_sign + self.expiry, self.stalls.excused_until(awake + self.expiry))
 
     def answered(self, address: str, incarnation: str) -> None:
         """A worker in doubt answered a call of ours: it is well. Heartbeats stay owed."""
@@ -184,15 +199,15 @@ class Registry:
         """All of them, in order of address."""
         return [self._workers[address] for address in sorted(self._workers)]
 
-    @staticmethod
-    def _expires(worker: Worker) -> bool:
-        return worker.registration.check_heartbeat
-
-    def _due(self, worker: Worker) -> float:
-        return worker.last_sign + self.expiry
+    def _heard(self, worker: Worker, now: float) -> None:
+        worker.last_sign = max(worker.last_sign, now)
+        if worker.registration.check_heartbeat:
+            self._silent[worker.address] = self.stalls.awake(now)
+            self._silent.move_to_end(worker.address)
 
     def _remove(self, worker: Worker) -> None:
         del self._workers[worker.address]
+        self._silent.pop(worker.address, None)
         for card in worker.registration.cards:
             _discard(self._by_model, card.name, worker.address)
             for alias in card.aliases:
