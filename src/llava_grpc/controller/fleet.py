@@ -17,6 +17,7 @@ from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
 from llava_grpc.plugins import load_strategy
@@ -59,7 +60,8 @@ class Fleet:
             SettingsError: there is no such strategy.
         """
         strategy = load_strategy(settings.strategy)
-        registry = Registry(expiry=settings.heartbeat_expiry)
+        stalls = StallWatch.of_interval(settings.heartbeat_interval)
+        registry = Registry(expiry=settings.heartbeat_expiry, stalls=stalls)
         limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
         return cls(settings, registry, Dispatcher(registry, strategy, limits=limits, strategy_name=settings.strategy))
 
@@ -109,6 +111,11 @@ class Fleet:
         if worker is not None:
             self._drop_channel(worker)
         return worker
+
+    def tick(self) -> float:
+        """The controller is awake. To be said every `core.stall.tick_period`; how long the stall was that has just
+        ended, or 0."""
+        return self.registry.stalls.tick(self.clock())
 
     def expire(self) -> list[Worker]:
         """Take off and return the workers that were silent for too long."""

@@ -7,11 +7,15 @@ Laws:
    over our own count. It reconciles, it never overwrites. Being as old as the heartbeat, it weighs in the choice
    between workers but never says that one is full: the worker owns its slots, and declines.
 4. `columns` say the same as the workers, always: whatever changes a worker here writes its row.
+5. Silence is held against a worker only where it could have been heard: after a stall of the controller there is a
+   grace (`core.stall`).
+6. Nothing is looked for among all workers to know who expires next: they are kept in order of their last sign.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +25,7 @@ from llava_grpc.config import is_address
 from llava_grpc.core.affinity import DEFAULT_PICTURES, DEFAULT_PREFIX_TOKENS, AffinityIndex
 from llava_grpc.core.columns import Columns, Rows
 from llava_grpc.core.demand import Demand
+from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
 from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import RegistrationInvalidError
@@ -114,9 +119,10 @@ class ListedModel:
 
 @dataclass(slots=True)
 class Registry:
-    """See the module. `expiry` is in seconds, as are all times handed in as `now`."""
+    """See the module. `expiry` is in seconds, as are all times handed in as `now`, which never goes back."""
 
     expiry: float
+    stalls: StallWatch = field(default_factory=StallWatch)
     columns: Columns = field(default_factory=Columns)
     affinity: AffinityIndex = field(default_factory=AffinityIndex)
     freed: set[str] = field(default_factory=set)
@@ -132,6 +138,8 @@ class Registry:
     """By name or alias, as far as asked for since the last change of membership."""
     _canonical: dict[str, str] = field(default_factory=dict)
     """Likewise."""
+    _silent: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    """Addresses of those who owe heartbeats, longest silent first, and the time awake of their last sign."""
 
     # ------------------------------------------------------------------------------------------------- membership
 
@@ -152,6 +160,7 @@ class Registry:
             worker = Worker(registration, self.columns.add(), registered_at=now, last_sign=now)
         worker.see(WorkerEvent.REACHED)
         self._list(worker)
+        self._heard(worker, now)
         return replaced
 
     def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int, now: float) -> bool:
@@ -159,7 +168,7 @@ class Registry:
         worker = self.find(address, incarnation)
         if worker is None:
             return False
-        worker.last_sign = max(worker.last_sign, now)
+        self._heard(worker, now)
         self._see(worker, WorkerEvent.SIGN_OF_LIFE)
         if sequence > worker.sequence:
             worker.sequence = sequence
@@ -177,16 +186,22 @@ class Registry:
         return worker
 
     def expire(self, now: float) -> list[Worker]:
-        """Take off and return the workers that were silent for longer than `expiry`."""
-        expired = [worker for worker in self._workers.values() if self._expires(worker) and self._due(worker) <= now]
-        for worker in expired:
+        """Take off and return the workers that were silent for longer than `expiry`. A tick for `stalls`."""
+        self.stalls.tick(now)
+        expired = []
+        while (due := self.next_expiry()) is not None and due <= now:
+            worker = self._workers[next(iter(self._silent))]
             worker.see(WorkerEvent.EXPIRED)
             self._remove(worker)
+            expired.append(worker)
         return expired
 
     def next_expiry(self) -> float | None:
-        """When the next worker expires if nothing more is heard; None where none can."""
-        return min((self._due(worker) for worker in self._workers.values() if self._expires(worker)), default=None)
+        """When the next worker expires if nothing more is heard and no stall comes; None where none can."""
+        if not self._silent:
+            return None
+        address, awake = next(iter(self._silent.items()))
+        return max(self._workers[address].last_sign + self.expiry, self.stalls.excused_until(awake + self.expiry))
 
     def answered(self, address: str, incarnation: str) -> None:
         """A worker in doubt answered a call of ours: it is well. Heartbeats stay owed."""
@@ -209,12 +224,11 @@ class Registry:
         """All of them, in order of address."""
         return [self._workers[address] for address in sorted(self._workers)]
 
-    @staticmethod
-    def _expires(worker: Worker) -> bool:
-        return worker.registration.check_heartbeat
-
-    def _due(self, worker: Worker) -> float:
-        return worker.last_sign + self.expiry
+    def _heard(self, worker: Worker, now: float) -> None:
+        worker.last_sign = max(worker.last_sign, now)
+        if worker.registration.check_heartbeat:
+            self._silent[worker.address] = self.stalls.awake(now)
+            self._silent.move_to_end(worker.address)
 
     def _list(self, worker: Worker) -> None:
         registration = worker.registration
@@ -234,6 +248,7 @@ class Registry:
     def _unlist(self, worker: Worker) -> None:
         del self._workers[worker.address]
         self._by_incarnation.pop(worker.incarnation, None)
+        self._silent.pop(worker.address, None)
         for card in worker.registration.cards:
             _discard(self._by_model, card.name, worker.address)
             for alias in card.aliases:
