@@ -204,10 +204,19 @@ class DecodeLoop:
         sequence.tell(Began())
         if sequence.cancelled:
             self._end(sequence, FinishReason.CANCELLED)
-        elif len(sequence.answer) >= sequence.most:
-            self._end(sequence, FinishReason.LENGTH)
-        else:
+        elif not self._was_complete(sequence):
             self._add_or_fail(sequence)
+
+    def _was_complete(self, sequence: Sequence) -> bool:
+        """Ends a request whose earlier attempt delivered the whole answer, and died before it could say so."""
+        text = sequence.text
+        if not text.stop_sequence:
+            if len(sequence.answer) < sequence.most:
+                return False
+            text.finish()  # delivers nothing, all tokens were; but a stop string may come to light
+        reason = FinishReason.STOP if text.stop_sequence else FinishReason.LENGTH
+        self._end(sequence, reason, text.stop_sequence)
+        return True
 
     def _add_or_fail(self, sequence: Sequence) -> None:
         try:
@@ -234,6 +243,14 @@ class DecodeLoop:
         """A new token of its answer."""
         self._tokens += 1
         sequence.answer.append(token_id)
+        try:
+            self._deliver(sequence, token_id)
+        except Exception as error:  # the tokenizer's: trying again would skip what it cannot write
+            logger.exception("the text of request %s cannot be made", sequence.name)
+            self._fail(sequence, error)
+
+    def _deliver(self, sequence: Sequence, token_id: int) -> None:
+        """What may be told now that the answer has `token_id`, and its end if this is it."""
         if token_id in sequence.end_ids:
             if last := sequence.text.finish():
                 sequence.tell(last)

@@ -28,8 +28,9 @@ from llava_grpc.config import EngineSettings
 from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, Conversation, GenerationRequest, Image
 from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, Usage
 from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, EngineStats, Failed, Progress, Sink
+from llava_grpc.engines.limits import check_answer, check_limit, check_vocabulary
 from llava_grpc.engines.text import AnswerText
-from llava_grpc.errors import EngineFailedError, PromptTooLongError, SamplingInvalidError
+from llava_grpc.errors import EngineFailedError, PromptTooLongError
 
 VOCABULARY = 4096
 CONTEXT_TOKENS = 32_768
@@ -181,17 +182,16 @@ class EchoEngine(Engine):
         images = len(request.images)
         prompt_tokens = sum(len(piece.split()) for piece in _pieces(request)) + IMAGE_TOKENS * images
         room = self.card.context_tokens - prompt_tokens
-        if (sampling.max_new_tokens or 0) > self.settings.max_new_tokens_limit:
-            raise SamplingInvalidError(
-                f"max_new_tokens is {sampling.max_new_tokens}",
-                remedy=f"Use {self.settings.max_new_tokens_limit} at most",
-            )
+        check_limit(request, self.settings.max_new_tokens_limit)
+        check_vocabulary(request, VOCABULARY)
         if room < (sampling.max_new_tokens or 1):
             raise PromptTooLongError(
                 f"the prompt has {prompt_tokens} tokens; with the answer it must fit {self.card.context_tokens}"
             )
         most = sampling.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
         natural = self._options.tokens
+        stop_token_ids = frozenset(sampling.stop_token_ids)
+        check_answer(request, most, stop_token_ids)
         answer = _Answer(
             engine=self,
             sink=sink,
@@ -199,7 +199,7 @@ class EchoEngine(Engine):
             limit=min(most, natural),
             ends=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
             usage=(prompt_tokens, IMAGE_TOKENS * images),
-            stop_token_ids=frozenset(sampling.stop_token_ids),
+            stop_token_ids=stop_token_ids,
             text=AnswerText(_decode, (), sampling.stop, request.emitted_token_ids) if sampling.stop else None,
             made=len(request.emitted_token_ids),
         )
@@ -258,6 +258,8 @@ class EchoEngine(Engine):
             answer.sink(Began())
         if answer.cancelled:
             return self._end(answer, FinishReason.CANCELLED)
+        if answer.text is not None and answer.text.stop_sequence:  # found by an earlier attempt
+            return self._end(answer, FinishReason.STOP, answer.text.stop_sequence)
         options = self._options
         if options.crash_after == answer.made:
             os._exit(70)
@@ -288,7 +290,8 @@ class EchoEngine(Engine):
 
     @staticmethod
     def _end(answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
-        if answer.text is not None and reason is not FinishReason.CANCELLED and (rest := answer.text.finish()):
+        complete = reason is not FinishReason.CANCELLED and not stop_sequence
+        if complete and answer.text is not None and (rest := answer.text.finish()):
             answer.sink(rest)
         prompt_tokens, image_tokens = answer.usage
         answer.sink(Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from llava_grpc.core.stream import Delta
+from llava_grpc.errors import SamplingInvalidError
 
 Decode = Callable[[Sequence[int]], str]
 """Ids to text in one go, no clean-up of spaces."""
@@ -56,11 +57,6 @@ class Detokenizer:
         self._done = 0  # how many of the window are the last atom's
         self._done_text = ""
         self._waiting: list[int] = []  # ids not given yet, silent ones included
-
-    @property
-    def waiting(self) -> int:
-        """Tokens taken and not given yet."""
-        return len(self._waiting)
 
     def push(self, token_id: int) -> Atom | None:
         """Takes an id; gives an atom when characters are complete."""
@@ -162,11 +158,19 @@ def _overlap(text: str, stop: str) -> int:
 class AnswerText:
     """One answer's way from ids to Deltas.
 
+    Tokens that earlier attempts delivered go the same way again, so that everything here (half characters, possible
+    stop strings, a stop string that ended the answer) is as it was; only they are not delivered twice. An atom of
+    which some tokens are new is delivered whole, with its new tokens: a log that was cut where streams are cut, between
+    two Deltas, has no such atom.
+
     Args:
         decode: ids to text.
         silent: ids that are no text.
         stops: stop strings.
         emitted: ids delivered by earlier attempts; offsets count them, text goes on after theirs.
+
+    Raises:
+        SamplingInvalidError: the emitted ids go on after a stop string.
     """
 
     def __init__(
@@ -174,11 +178,15 @@ class AnswerText:
     ) -> None:
         self._detokenizer = Detokenizer(decode, silent)
         self._scanner = StopScanner(stops)
-        self._offset = len(emitted)
+        self._given = 0  # tokens that have left the scanner, those of earlier attempts included
+        self._emitted = len(emitted)
         for token_id in emitted:
-            self._detokenizer.push(token_id)
-        # None by law 1, but the ids come from outside: such tokens are not delivered twice, their text is.
-        self._delivered_already = self._detokenizer.waiting
+            if self.stop_sequence:
+                raise SamplingInvalidError(
+                    f"the emitted tokens go on after the stop string {self.stop_sequence!r}",
+                    remedy="Send the tokens that were delivered for this very request",
+                )
+            self.push(token_id)
 
     @property
     def stop_sequence(self) -> str:
@@ -202,10 +210,11 @@ class AnswerText:
         return last.joined(rest)
 
     def _delta(self, atoms: list[Atom]) -> Delta | None:
-        token_ids = tuple(token_id for atom in atoms for token_id in atom.token_ids)
-        if not token_ids:
-            return None
-        token_ids = token_ids[self._delivered_already :]
-        self._delivered_already = 0
-        self._offset += len(token_ids)
-        return Delta("".join(atom.text for atom in atoms), token_ids, self._offset)
+        text, new = "", ()  # type: str, tuple[int, ...]
+        for atom in atoms:
+            unseen = atom.token_ids[max(0, self._emitted - self._given) :]
+            self._given += len(atom.token_ids)
+            if unseen:
+                text += atom.text
+                new += unseen
+        return Delta(text, new, self._given) if new else None

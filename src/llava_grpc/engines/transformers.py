@@ -18,6 +18,7 @@ from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, GenerationRequest, Sa
 from llava_grpc.core.stream import ModelCard
 from llava_grpc.engines.base import Engine, EngineStartError, EngineStats, Progress, Sink
 from llava_grpc.engines.decode_loop import DecodeLoop, Sequence
+from llava_grpc.engines.limits import check_answer, check_limit, check_vocabulary
 from llava_grpc.engines.loading import Loaded, device_of, load
 from llava_grpc.engines.paged import SMALLEST_PAGE, PagedDecoder, Sizes
 from llava_grpc.engines.pseudo_tokens import PictureEmbedding
@@ -29,7 +30,6 @@ from llava_grpc.errors import (
     ImageCountError,
     ImagesNotSupportedError,
     PromptTooLongError,
-    SamplingInvalidError,
 )
 
 OPTIONS: Mapping[str, str] = {
@@ -172,23 +172,8 @@ class TransformersEngine(Engine):
 
     def _check(self, request: GenerationRequest, loaded: Loaded) -> None:
         """What can be said before anything is decoded."""
-        limit = self.settings.max_new_tokens_limit
-        asked = request.sampling.max_new_tokens
-        if asked is not None and asked > limit:
-            raise SamplingInvalidError(
-                f"max_new_tokens is {asked}", remedy=f"Ask for {limit} at most", metadata={"limit": str(limit)}
-            )
-        vocabulary = loaded.vocabulary
-        for what, ids in (
-            ("stop token", request.sampling.stop_token_ids),
-            ("emitted token", request.emitted_token_ids),
-        ):
-            wrong = next((id_ for id_ in ids if not 0 <= id_ < vocabulary), None)
-            if wrong is not None:
-                raise SamplingInvalidError(
-                    f"the {what} {wrong} is none of the model's {vocabulary}",
-                    remedy=f"Use token ids from 0 to {vocabulary - 1}",
-                )
+        check_limit(request, self.settings.max_new_tokens_limit)
+        check_vocabulary(request, loaded.vocabulary)
         count = len(request.images)
         if count and not self._card.sees_images:
             raise ImagesNotSupportedError(f"{self._card.name} sees no pictures, and {count} were sent")
@@ -219,8 +204,12 @@ class TransformersEngine(Engine):
             if eyes is not None:
                 eyes.release(pictures)
 
+        end_ids = loaded.end_ids | frozenset(sampling.stop_token_ids)
         try:
             self._check_length(len(prompt), answer)
+            most = self._most(sampling, len(prompt))
+            check_answer(request, most, end_ids)
+            text = AnswerText(loaded.decode, loaded.silent_ids, sampling.stop, request.emitted_token_ids)
         except BaseException:
             release()
             raise
@@ -229,10 +218,10 @@ class TransformersEngine(Engine):
             prompt=prompt,
             image_tokens=image_tokens,
             answer=list(request.emitted_token_ids),
-            most=self._most(sampling, len(prompt)),
-            end_ids=loaded.end_ids | frozenset(sampling.stop_token_ids),
+            most=most,
+            end_ids=end_ids,
             draw=Draw.of(sampling),
-            text=AnswerText(loaded.decode, loaded.silent_ids, sampling.stop, request.emitted_token_ids),
+            text=text,
             sink=sink,
             release=release,
         )
