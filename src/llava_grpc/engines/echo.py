@@ -1,7 +1,8 @@
 """The echo engine: deterministic answers without a model, for tests, drills and load.
 
-Token k is a hash of the prompt, the seed and all tokens before it, so that an answer continued from a wrong token log
-is a different answer. Each step makes one token for every request that is due, as a batching engine does.
+Token k is a hash of the prompt, the seed, the options that choose tokens and all tokens before it, so that an answer
+continued from a wrong token log, or with an option forgotten, is a different answer. Log-probabilities are made up from
+the same hash. Each step makes one token for every request that is due, as a batching engine does.
 
 Options (`--engine-option name=value`):
     tokens              length of an answer before it ends by itself (default 32)
@@ -15,82 +16,26 @@ Options (`--engine-option name=value`):
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field, replace
 
 from llava_grpc.config import EngineSettings
-from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, Conversation, GenerationRequest, Image
-from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, Usage
+from llava_grpc.core.prompt import GenerationRequest
+from llava_grpc.core.sampling import DEFAULT_MAX_NEW_TOKENS
+from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, TokenLogprob, Usage
 from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, EngineStats, Failed, Progress, Sink
 from llava_grpc.engines.limits import check_answer, check_limit, check_vocabulary
 from llava_grpc.engines.text import AnswerText
+from llava_grpc.engines.token_chain import VOCABULARY, TokenChain, decode, prompt_pieces, token_text
 from llava_grpc.errors import EngineFailedError, PromptTooLongError
 
-VOCABULARY = 4096
 CONTEXT_TOKENS = 32_768
 IMAGE_TOKENS = 16
-
-_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-
-
-def token_text(token_id: int) -> str:
-    """The text of a token: a short word with a space before it, now and then with an emoji or a Chinese character."""
-    first, second = divmod(token_id, len(_SYLLABLES))
-    word = _SYLLABLES[first % len(_SYLLABLES)] + _SYLLABLES[second]
-    decoration = {0: "🌵", 1: "猫"}.get(token_id % 64, "")
-    return f" {word}{decoration}"
-
-
-def _decode(token_ids: Sequence[int]) -> str:
-    return "".join(map(token_text, token_ids))
-
-
-class TokenChain:
-    """The answer to one request, token by token.
-
-    The state is a 64-bit hash of prompt, seed and all tokens so far.
-    """
-
-    def __init__(self, request: GenerationRequest) -> None:
-        digest = hashlib.blake2b(digest_size=8)
-        for piece in _pieces(request):
-            digest.update(len(piece).to_bytes(8, "big"))
-            digest.update(piece)
-        digest.update((request.sampling.seed or 0).to_bytes(8, "big"))
-        self._state = digest.digest()
-        for token_id in request.emitted_token_ids:
-            self._advance(token_id)
-
-    def next(self) -> int:
-        """The next token."""
-        token_id = int.from_bytes(self._state[:4], "big") % VOCABULARY
-        self._advance(token_id)
-        return token_id
-
-    def _advance(self, token_id: int) -> None:
-        self._state = hashlib.blake2b(self._state + token_id.to_bytes(8, "big"), digest_size=8).digest()
-
-
-def _pieces(request: GenerationRequest) -> Iterator[bytes]:
-    prompt = request.prompt
-    parts = (
-        ((turn.role.value, part) for turn in prompt.turns for part in turn.parts)
-        if isinstance(prompt, Conversation)
-        else (("raw", part) for part in prompt.parts())
-    )
-    for role, part in parts:
-        yield role.encode()
-        yield part.encode() if isinstance(part, str) else _digest(part)
-
-
-def _digest(image: Image) -> bytes:
-    return image.sha256 or hashlib.sha256(image.data).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +74,19 @@ class _Answer:
     stop_token_ids: frozenset[int]
     text: AnswerText | None
     made: int
+    logprobs: int | None
+    told: deque[TokenLogprob] = field(default_factory=deque)
     began: bool = False
     cancelled: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
         self.engine.wake(self)
+
+    def tell(self, delta: Delta) -> None:
+        if self.logprobs is not None:
+            delta = replace(delta, logprobs=tuple(self.told.popleft() for _ in delta.token_ids))
+        self.sink(delta)
 
 
 class EchoEngine(Engine):
@@ -180,28 +132,33 @@ class EchoEngine(Engine):
     def submit(self, request: GenerationRequest, sink: Sink) -> _Answer:
         sampling = request.sampling
         images = len(request.images)
-        prompt_tokens = sum(len(piece.split()) for piece in _pieces(request)) + IMAGE_TOKENS * images
+        prompt_tokens = sum(len(piece.split()) for piece in prompt_pieces(request)) + IMAGE_TOKENS * images
         room = self.card.context_tokens - prompt_tokens
         check_limit(request, self.settings.max_new_tokens_limit)
         check_vocabulary(request, VOCABULARY)
-        if room < (sampling.max_new_tokens or 1):
+        if room < (sampling.max_new_tokens or max(sampling.min_new_tokens, 1)):
             raise PromptTooLongError(
                 f"the prompt has {prompt_tokens} tokens; with the answer it must fit {self.card.context_tokens}"
             )
         most = sampling.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
-        natural = self._options.tokens
+        natural = most + 1 if sampling.ignore_eos else max(self._options.tokens, sampling.min_new_tokens)
         stop_token_ids = frozenset(sampling.stop_token_ids)
         check_answer(request, most, stop_token_ids)
         answer = _Answer(
             engine=self,
             sink=sink,
-            chain=TokenChain(request),
+            chain=TokenChain(request, stop_token_ids),
             limit=min(most, natural),
             ends=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
             usage=(prompt_tokens, IMAGE_TOKENS * images),
             stop_token_ids=stop_token_ids,
-            text=AnswerText(_decode, (), sampling.stop, request.emitted_token_ids) if sampling.stop else None,
+            text=(
+                AnswerText(decode, (), sampling.stop, request.emitted_token_ids, sampling.min_new_tokens)
+                if sampling.stop
+                else None
+            ),
             made=len(request.emitted_token_ids),
+            logprobs=sampling.logprobs,
         )
         with self._condition:
             if self._closing:
@@ -270,16 +227,18 @@ class EchoEngine(Engine):
             return False  # never scheduled again; a cancel wakes it
         if answer.made >= answer.limit:
             return self._end(answer, answer.ends)
+        if answer.logprobs is not None:
+            answer.told.append(answer.chain.likelihood(answer.logprobs))
         token_id = answer.chain.next()
         answer.made += 1
         self._tokens += 1
         if token_id in answer.stop_token_ids:
             return self._end(answer, FinishReason.STOP)
         if answer.text is None:  # each token is whole text, and nothing is looked for in it
-            answer.sink(Delta(token_text(token_id), (token_id,), answer.made))
+            answer.tell(Delta(token_text(token_id), (token_id,), answer.made))
         else:
             if delta := answer.text.push(token_id):
-                answer.sink(delta)
+                answer.tell(delta)
             if answer.text.stop_sequence:
                 return self._end(answer, FinishReason.STOP, answer.text.stop_sequence)
         if answer.made >= answer.limit:
@@ -292,7 +251,7 @@ class EchoEngine(Engine):
     def _end(answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
         complete = reason is not FinishReason.CANCELLED and not stop_sequence
         if complete and answer.text is not None and (rest := answer.text.finish()):
-            answer.sink(rest)
+            answer.tell(rest)
         prompt_tokens, image_tokens = answer.usage
         answer.sink(Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))
         return True

@@ -17,6 +17,7 @@ def check_vocabulary(request: GenerationRequest, vocabulary: int) -> None:
     named: tuple[tuple[str, Iterable[int]], ...] = (
         ("stop token", request.sampling.stop_token_ids),
         ("emitted token", request.emitted_token_ids),
+        ("token of logit_bias", (id_ for id_, _ in request.sampling.logit_bias)),
     )
     for what, ids in named:
         wrong = next((id_ for id_ in ids if not 0 <= id_ < vocabulary), None)
@@ -46,6 +47,11 @@ def check_answer(request: GenerationRequest, most: int, end_ids: Container[int])
     Raises:
         SamplingInvalidError: it cannot.
     """
+    least = request.sampling.min_new_tokens
+    if least > most:
+        raise SamplingInvalidError(
+            f"min_new_tokens is {least}, and the answer has {most} at most", remedy="Ask for fewer, or a longer answer"
+        )
     emitted = request.emitted_token_ids
     remedy = "Send the tokens that were delivered for this very request, with its options"
     if len(emitted) > most:

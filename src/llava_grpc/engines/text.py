@@ -113,14 +113,23 @@ class StopScanner:
         self.found = ""
         """The stop string that ended the text."""
 
-    def push(self, atom: Atom) -> list[Atom]:
-        """Takes an atom; gives those that are certain. After a match: what comes before it, the last atom cut."""
+    def push(self, atom: Atom, *, may_end: bool = True) -> list[Atom]:
+        """Takes an atom; gives those that are certain. After a match: what comes before it, the last atom cut.
+
+        A stop string that is complete with this atom counts only where it `may_end` the text.
+        """
         if not self._stops:
             return [atom]
+        before = sum(len(held.text) for held in self._held)
         self._held.append(atom)
         text = "".join(held.text for held in self._held)
-        matches = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if matches:
+        # Of what was held before, nothing is a match: it would have ended the text, or did not count.
+        matches = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop, max(0, before - len(stop) + 1))) >= 0
+        ]
+        if matches and may_end:
             _, start, self.found = min(matches)
             return self._before(start)
         doubtful = max(_overlap(text, stop) for stop in self._stops)
@@ -168,16 +177,24 @@ class AnswerText:
         silent: ids that are no text.
         stops: stop strings.
         emitted: ids delivered by earlier attempts; offsets count them, text goes on after theirs.
+        min_new_tokens: a stop string that is complete with one of the first so many tokens does not count.
 
     Raises:
         SamplingInvalidError: the emitted ids go on after a stop string.
     """
 
     def __init__(
-        self, decode: Decode, silent: Container[int] = (), stops: Sequence[str] = (), emitted: Sequence[int] = ()
+        self,
+        decode: Decode,
+        silent: Container[int] = (),
+        stops: Sequence[str] = (),
+        emitted: Sequence[int] = (),
+        min_new_tokens: int = 0,
     ) -> None:
         self._detokenizer = Detokenizer(decode, silent)
         self._scanner = StopScanner(stops)
+        self._least = min_new_tokens
+        self._taken = 0
         self._given = 0  # tokens that have left the scanner, those of earlier attempts included
         self._emitted = len(emitted)
         for token_id in emitted:
@@ -195,19 +212,23 @@ class AnswerText:
 
     def push(self, token_id: int) -> Delta | None:
         """Takes a token of the answer (not the one that ends it); gives what may be delivered."""
+        self._taken += 1
         atom = self._detokenizer.push(token_id)
-        return None if atom is None else self._delta(self._scanner.push(atom))
+        return None if atom is None else self._delta(self._scan(atom))
 
     def finish(self) -> Delta | None:
         """The answer ended otherwise than by a stop string: gives all that is held back."""
         atom = self._detokenizer.flush()
-        last = self._delta(self._scanner.push(atom)) if atom else None
+        last = self._delta(self._scan(atom)) if atom else None
         if self._scanner.found:
             return last
         rest = self._delta(self._scanner.flush())
         if last is None or rest is None:
             return last or rest
         return last.joined(rest)
+
+    def _scan(self, atom: Atom) -> list[Atom]:
+        return self._scanner.push(atom, may_end=self._taken > self._least)
 
     def _delta(self, atoms: list[Atom]) -> Delta | None:
         text, new = "", ()  # type: str, tuple[int, ...]

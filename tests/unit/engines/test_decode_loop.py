@@ -7,8 +7,9 @@ import pytest
 
 from llava_grpc.core.stream import FinishReason, Usage
 from llava_grpc.engines.base import Began, Ended, Failed
-from llava_grpc.engines.decode_loop import DecodeLoop, Sequence
+from llava_grpc.engines.decode_loop import DecodeLoop
 from llava_grpc.engines.paged import Step
+from llava_grpc.engines.sequence import Sequence
 from llava_grpc.engines.text import AnswerText
 from llava_grpc.errors import EngineFailedError
 from llava_grpc.testing.reference import Answer
@@ -73,7 +74,7 @@ class Stage:
 
         answer = Answer()
         text = AnswerText(decode, frozenset(), (), emitted)
-        sequence = Sequence("r", [1, 2], 0, list(emitted), most, frozenset(), None, text, answer, release)
+        sequence = Sequence("r", [1, 2], 0, list(emitted), most, frozenset(), text, answer, release)
         self.loop.take_place()
         self.loop.submit(sequence)
         return answer, sequence

@@ -224,6 +224,41 @@ def test_a_stop_string_in_the_log_has_ended_the_answer():
         words(["ca"], [22, 0])
 
 
+def test_a_stop_string_counts_once_the_answer_is_long_enough():
+    early = AnswerText(lambda ids: "".join(WORDS[id_] for id_ in ids), (), ["ab"], min_new_tokens=3)
+    assert joined(stream(early, [0, 1, 25, 0, 1, 2])) == ("abx", [0, 1, 25])
+    assert early.stop_sequence == "ab"
+
+
+def test_a_stop_string_that_was_complete_too_early_does_not_count_later_either():
+    text = AnswerText(lambda ids: "".join(WORDS[id_] for id_ in ids), (), ["ab", "abd"], min_new_tokens=2)
+    assert joined(stream(text, [0, 1, 3])) == ("", [])
+    assert text.stop_sequence == "abd", "held as its beginning, and complete late enough"
+    text = AnswerText(lambda ids: "".join(WORDS[id_] for id_ in ids), (), ["ab", "abd"], min_new_tokens=2)
+    assert joined(stream(text, [0, 1, 25])) == ("abx", [0, 1, 25])
+
+
+@given(
+    st.lists(st.sampled_from(sorted(WORDS)), min_size=1, max_size=20),
+    st.lists(st.text("abcde", min_size=1, max_size=3), max_size=2),
+    st.integers(0, 8),
+)
+@settings(max_examples=400, deadline=None)
+def test_with_a_least_length_the_first_stop_string_complete_after_it_ends_the_text(ids, stops, least):
+    ends = [len("".join(WORDS[id_] for id_ in ids[: n + 1])) for n in range(len(ids))]
+    full = "".join(WORDS[id_] for id_ in ids)
+    floor = ends[least - 1] if 0 < least <= len(ids) else 0  # a stop string must be complete beyond this
+    matches = [
+        (start + len(stop), start)
+        for stop in stops
+        for start in range(len(full))
+        if full.startswith(stop, start) and start + len(stop) > floor and least < len(ids)
+    ]
+    text = AnswerText(lambda given_: "".join(WORDS[id_] for id_ in given_), (), stops, min_new_tokens=least)
+    got, _ = joined(stream(text, ids))
+    assert got == (full[: min(matches)[1]] if matches else full)
+
+
 def test_a_resumed_sentencepiece_answer_keeps_its_spaces():
     ids = SENTENCEPIECE.encode("a red circle", add_special_tokens=False).ids
     for cut in range(len(ids)):
