@@ -70,6 +70,39 @@ def test_an_answer_as_json_events(fleet: ProcessFleet):
     assert (events[-1]["reason"], events[-1]["usage"]["completion_tokens"]) == ("length", 5)
 
 
+def test_every_option_of_sampling_reaches_the_engine(fleet: ProcessFleet):
+    flags = ("--json", "--seed", "7", "--controller", fleet.controller.address)
+    plain = [json.loads(line) for line in cli("generate", "hi", *flags).stdout.splitlines()]
+    assert "logprobs" not in plain[1]
+    texts = {"".join(event.get("text", "") for event in plain)}
+    options = (
+        ("--temperature", "0.5"),
+        ("--top-p", "0.9"),
+        ("--top-k", "5"),
+        ("--min-p", "0.1"),
+        ("--repetition-penalty", "1.2"),
+        ("--presence-penalty", "0.1"),
+        ("--frequency-penalty", "0.1"),
+        ("--logit-bias", "5=1"),
+    )
+    events: list[Any] = []
+    for option in options[::3]:
+        events = [json.loads(line) for line in cli("generate", "hi", *option, *flags).stdout.splitlines()]
+        texts.add("".join(event.get("text", "") for event in events))
+    assert len(texts) == 1 + len(options[::3]), "the echo engine answers differently for each"
+    more = [flag for option in options for flag in option] + [
+        "--ignore-eos",
+        "--min-new-tokens",
+        "3",
+        "--logprobs",
+        "2",
+    ]
+    events = [json.loads(line) for line in cli("generate", "hi", *more, *flags).stdout.splitlines()]
+    assert (events[-1]["reason"], events[-1]["usage"]["completion_tokens"]) == ("length", 256)
+    assert {len(entry["top"]) for event in events[1:-1] for entry in event["logprobs"]} == {2}
+    assert cli("generate", "hi", "--logprobs", "2", *flags[1:]).returncode == 2
+
+
 def test_an_error_has_its_reason_and_code_1(fleet: ProcessFleet):
     done = cli("generate", "hi", "--model", "nobody's", "--controller", fleet.controller.address)
     assert (done.returncode, done.stdout) == (1, "")

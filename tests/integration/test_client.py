@@ -98,6 +98,39 @@ async def test_an_answer_streams_and_says_what_it_took(client: AsyncClient):
     assert stream.finished.usage.completion_tokens == 5
 
 
+async def test_log_probabilities_come_with_their_tokens(client: AsyncClient):
+    stream = client.generate("hi", seed=7, max_new_tokens=5, logprobs=2, stop="\x00")
+    deltas = [delta async for delta in stream]
+    assert [entry.token_id for entry in stream.logprobs] == list(stream.token_ids)
+    assert all(len(delta.logprobs) == len(delta.token_ids) for delta in deltas)
+    assert {len(entry.top) for entry in stream.logprobs} == {2}
+    assert b"".join(entry.utf8 for entry in stream.logprobs).decode() == stream.text_so_far
+    silent = client.generate("hi", seed=7, max_new_tokens=5)
+    assert await silent.text() == stream.text_so_far
+    assert silent.logprobs == ()
+
+
+async def test_every_option_reaches_the_engine(client: AsyncClient):
+    options: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.5},
+        {"top_p": 0.5},
+        {"top_k": 5},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.5},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.5},
+        {"logit_bias": {7: 1.0, 3: 0.5}},
+    ]
+    assert len({await client.ask("hi", seed=7, **one) for one in options}) == len(options)
+    longest = client.generate("hi", min_new_tokens=20)
+    await longest.text()
+    assert len(longest.token_ids) == 20
+    endless = client.generate("hi", ignore_eos=True, max_new_tokens=30)
+    await endless.text()
+    assert len(endless.token_ids) == 30
+
+
 async def test_requests_run_at_the_same_time(client: AsyncClient):
     streams = [client.generate(f"question {number}") for number in range(8)]
     texts = await asyncio.gather(*(stream.text() for stream in streams))

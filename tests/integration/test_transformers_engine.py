@@ -233,6 +233,78 @@ def test_stop_strings_stop_tokens_and_end_tokens(other, other_reference):
     assert by_token.end.usage.completion_tokens == ids.index(token) + 1
 
 
+@pytest.mark.parametrize(
+    ("options", "of_generate"),
+    [
+        ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
+        ({"repetition_penalty": 0.7}, {"repetition_penalty": 0.7}),
+        ({"logit_bias": ((2, 30.0),)}, {"sequence_bias": {(2,): 30.0}}),
+        ({"logit_bias": ((2, 30.0),), "min_new_tokens": 7}, {"sequence_bias": {(2,): 30.0}, "min_new_tokens": 7}),
+        (
+            {"logit_bias": ((40, 0.5), (41, -9.0)), "repetition_penalty": 1.2},
+            {"sequence_bias": {(40,): 0.5, (41,): -9.0}, "repetition_penalty": 1.2},
+        ),
+    ],
+    ids=str,
+)
+def test_bias_and_penalties_are_those_of_generate_also_beside_requests_without(
+    other, other_reference, options, of_generate
+):
+    wanted = [ask(picture(seed, 40 + 11 * seed, 64), "What is this?") for seed in range(4)] + [ask("Hello.")]
+    plain = [submit(other, prompt, GREEDY) for prompt in wanted]
+    changed = [submit(other, prompt, replace(GREEDY, **options)) for prompt in wanted]
+    for prompt, before, after in zip(wanted, plain, changed, strict=True):
+        assert before.wait().token_ids == other_reference.answer(prompt, TOKENS)[0]
+        assert after.wait().token_ids == other_reference.answer(prompt, TOKENS, **of_generate)[0]
+    assert any(before.token_ids != after.token_ids for before, after in zip(plain, changed, strict=True))
+
+
+def test_presence_and_frequency_penalties_keep_an_answer_from_repeating_itself(other):
+    prompt, plain = ask("Hi"), Sampling(max_new_tokens=60)
+    repeats = [
+        len(answer) - len(set(answer))
+        for answer in (
+            submit(other, prompt, plain).wait().token_ids,
+            submit(other, prompt, replace(plain, frequency_penalty=2.0, presence_penalty=2.0)).wait().token_ids,
+            submit(other, prompt, replace(plain, frequency_penalty=-2.0)).wait().token_ids,
+        )
+    ]
+    assert repeats[1] < repeats[0] < repeats[2]
+
+
+def test_an_answer_whose_end_is_ignored_goes_on_and_stop_tokens_still_end_it(other):
+    eager = replace(GREEDY, logit_bias=((2, 100.0),))
+    ended = submit(other, ask("Hi"), eager).wait()
+    assert (ended.token_ids, ended.end.reason, ended.end.usage.completion_tokens) == ([], FinishReason.STOP, 1)
+    ignored = submit(other, ask("Hi"), replace(eager, ignore_eos=True)).wait()
+    assert (ignored.token_ids, ignored.text, ignored.end.reason) == ([2] * TOKENS, "", FinishReason.LENGTH)
+    stopped = submit(other, ask("Hi"), replace(eager, ignore_eos=True, stop_token_ids=(2,), min_new_tokens=4)).wait()
+    assert (len(stopped.token_ids), stopped.end.reason) == (4, FinishReason.STOP)
+    assert 2 not in stopped.token_ids
+
+
+def test_log_probabilities_are_the_models_own_whatever_chose_the_token(other, other_reference):
+    prompt = ask(picture(3), "What is this?")
+    options = {"temperature": 1.5, "seed": 5, "repetition_penalty": 1.3, "logit_bias": ((40, 9.0),), "logprobs": 4}
+    neighbours = [submit(other, ask("Hello."), GREEDY), submit(other, ask("Hi"), replace(GREEDY, logprobs=0))]
+    answer = submit(other, prompt, replace(GREEDY, **options)).wait()
+    inputs = other_reference.inputs(prompt)
+    ids = torch.cat((inputs["input_ids"], torch.tensor([answer.token_ids])), 1)
+    with torch.inference_mode():
+        logits = other_reference.model(
+            input_ids=ids, pixel_values=inputs["pixel_values"], attention_mask=torch.ones_like(ids)
+        ).logits[0, -len(answer.token_ids) - 1 : -1]
+    expected = logits.log_softmax(1)
+    told = [entry for delta in answer.deltas for entry in delta.logprobs]
+    assert [entry.token_id for entry in told] == answer.token_ids
+    for row, entry in zip(expected, told, strict=True):
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-3)
+        assert [one.logprob for one in entry.top] == pytest.approx(row.topk(4).values.tolist(), abs=1e-3)
+    assert b"".join(entry.utf8 for entry in told).decode(errors="replace") == answer.text
+    assert not any(delta.logprobs for delta in neighbours[0].wait().deltas)
+    assert all(entry.top == () for delta in neighbours[1].wait().deltas for entry in delta.logprobs)
+
+
 def test_cancelling_frees_the_slot_and_is_answered_within_a_step(folders):
     engine = start(folders["other"], slots=2, max_new_tokens_limit=400)
     try:
@@ -357,6 +429,9 @@ BAD = {
     "pictures too long": (lambda: (ask(*[picture(seed) for seed in range(16)], "x" * 240), GREEDY), PromptTooLongError),
     "answer too long": (lambda: (ask("Hi"), Sampling(max_new_tokens=2000)), SamplingInvalidError),
     "stop token beyond": (lambda: (ask("Hi"), Sampling(stop_token_ids=(611,))), SamplingInvalidError),
+    "bias beyond": (lambda: (ask("Hi"), Sampling(logit_bias=((611, 1.0),))), SamplingInvalidError),
+    "least beyond": (lambda: (ask("x" * 400), Sampling(min_new_tokens=200)), PromptTooLongError),
+    "least beyond the default": (lambda: (ask("Hi"), Sampling(min_new_tokens=300)), SamplingInvalidError),
     "stop token below": (lambda: (ask("Hi"), Sampling(stop_token_ids=(-1,))), SamplingInvalidError),
     "unknown digest": (lambda: (ask(Image(sha256=bytes(32)), "?"), GREEDY), ImageNotFoundError),
     "not a number": (lambda: (ask("Hi"), Sampling(temperature=float("nan"))), SamplingInvalidError),

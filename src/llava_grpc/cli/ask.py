@@ -10,6 +10,25 @@ import typer
 
 from llava_grpc.cli.options import NETWORK, ControllerAddress, Json, MaxMessageMb, address_of, mebibytes
 from llava_grpc.cli.output import error_console, plain, print_json, write_text
+from llava_grpc.cli.sampling import (
+    FrequencyPenalty,
+    IgnoreEos,
+    LogitBias,
+    Logprobs,
+    MaxNewTokens,
+    MinNewTokens,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopTokenIds,
+    Temperature,
+    TopK,
+    TopP,
+    logit_biases,
+)
+from llava_grpc.config import SettingsError
 from llava_grpc.core.stream import Delta, Queued
 from llava_grpc.errors import LlavaGrpcError
 
@@ -17,9 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llava_grpc.client import AnswerStream
-    from llava_grpc.core.stream import Finished
-
-_SAMPLING = "Sampling"
+    from llava_grpc.core.stream import Event, Finished
 
 
 def generate(
@@ -35,22 +52,21 @@ def generate(
         ),
     ] = "",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions to the model.")] = None,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the likeliest token each time.", rich_help_panel=_SAMPLING)
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the likeliest tokens that sum to this.", rich_help_panel=_SAMPLING)
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many tokens. 0: all.", rich_help_panel=_SAMPLING)] = 0,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="The longest answer. Default: 256, or what fits.", rich_help_panel=_SAMPLING),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=_SAMPLING)] = None,
-    stop: Annotated[
-        list[str],
-        typer.Option(metavar="TEXT", help="The answer ends before this. Repeatable.", rich_help_panel=_SAMPLING),
-    ] = [],  # noqa: B006
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    logit_bias: LogitBias = [],  # noqa: B006
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = 0,
+    seed: Seed = None,
+    stop: Stop = [],  # noqa: B006
+    stop_token_id: StopTokenIds = [],  # noqa: B006
+    ignore_eos: IgnoreEos = False,
+    logprobs: Logprobs = None,
     request_id: Annotated[
         str, typer.Option(metavar="NAME", help="Names the request in the nodes' logs. Default: drawn.")
     ] = "",
@@ -68,6 +84,9 @@ def generate(
     """
     import asyncio
 
+    biases = logit_biases(logit_bias)
+    if logprobs is not None and not as_json:
+        raise SettingsError("--logprobs are shown with --json alone")
     text = sys.stdin.read() if prompt == "-" else prompt
 
     async def ask() -> None:
@@ -88,13 +107,22 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 seed=seed,
                 stop=stop,
+                stop_token_ids=stop_token_id,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                logit_bias=biases,
+                min_new_tokens=min_new_tokens,
+                ignore_eos=ignore_eos,
+                logprobs=logprobs,
                 request_id=request_id,
                 timeout=timeout,
             ) as stream,
         ):
             if as_json:
                 async for event in stream.events():
-                    print_json({"event": type(event).__name__.lower(), **plain(event)})
+                    print_json(event_object(event))
             else:
                 await show(stream, began, error_console())
 
@@ -150,6 +178,14 @@ def summary(stream: AnswerStream, finished: Finished, seconds: float, first_toke
     if started is not None:
         parts.append(f"{started.model} at {started.worker_address}")
     return " · ".join(parts)
+
+
+def event_object(event: Event) -> dict[str, object]:
+    """A frame as JSON has it."""
+    values = plain(event)
+    if isinstance(event, Delta) and not event.logprobs:  # not asked for
+        del values["logprobs"]
+    return {"event": type(event).__name__.lower(), **values}
 
 
 def error_object(error: LlavaGrpcError) -> dict[str, object]:

@@ -55,11 +55,16 @@ def print_json(value: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Values as JSON has them: dataclasses are objects, enums their values, times ISO 8601."""
+    """Values as JSON has them: dataclasses are objects, enums their values, times ISO 8601.
+
+    Bytes are UTF-8, what is not whole characters shown as such.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

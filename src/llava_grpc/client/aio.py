@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -76,6 +76,14 @@ class AsyncClient:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        min_new_tokens: int = 0,
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
         request_id: str = "",
         priority: Priority = Priority.NORMAL,
         tenant: str = "",
@@ -105,6 +113,14 @@ class AsyncClient:
             seed=seed,
             stop=stop,
             stop_token_ids=stop_token_ids,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            min_new_tokens=min_new_tokens,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
             request_id=request_id,
             priority=priority,
             tenant=tenant,

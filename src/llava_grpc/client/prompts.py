@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict, cast
 
 from llava_grpc.client.pictures import Picture, picture, pictures
@@ -15,9 +15,9 @@ from llava_grpc.core.prompt import (
     Prompt,
     RawPrompt,
     Role,
-    Sampling,
     Turn,
 )
+from llava_grpc.core.sampling import Sampling
 from llava_grpc.errors import PromptInvalidError
 
 
@@ -40,6 +40,22 @@ class RequestOptions(TypedDict, total=False):
     """The answer ends before the first of these strings."""
     stop_token_ids: Sequence[int]
     """The answer ends at any of these tokens."""
+    min_p: float
+    """Keep tokens at least this likely, as a share of the likeliest one's probability; default 0, all."""
+    repetition_penalty: float
+    """Above 1, tokens of prompt and answer are less likely to come again; default 1, none; 0.01 to 100."""
+    presence_penalty: float
+    """Above 0, tokens of the answer are less likely to come again; default 0; -2 to 2."""
+    frequency_penalty: float
+    """The same, for each time that they came; default 0; -2 to 2."""
+    logit_bias: Mapping[int, float]
+    """Added to tokens' scores, by id; -100 to 100."""
+    min_new_tokens: int
+    """The answer does not end by itself or at a stop before it has so many tokens; default 0."""
+    ignore_eos: bool
+    """The answer does not end by itself."""
+    logprobs: int | None
+    """Tell each token's log-probability, and those of this many likeliest ones, in `Delta.logprobs`; default not."""
     request_id: str
     """Names the request in every node's log; drawn if left out."""
     priority: Priority
@@ -130,6 +146,14 @@ def build_request(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    min_new_tokens: int = 0,
+    ignore_eos: bool = False,
+    logprobs: int | None = None,
     request_id: str = "",
     priority: Priority = Priority.NORMAL,
     tenant: str = "",
@@ -148,6 +172,14 @@ def build_request(
         seed=seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(stop_token_ids),
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=tuple(sorted((logit_bias or {}).items())),
+        min_new_tokens=min_new_tokens,
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
     )
     return GenerationRequest(
         request_id=request_id or uuid.uuid4().hex[:16],

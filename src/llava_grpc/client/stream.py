@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc.aio
 
 from llava_grpc.client.calls import was_cancelled_here
-from llava_grpc.core.stream import Delta, Event, Finished, Queued, Started
+from llava_grpc.core.stream import Delta, Event, Finished, Queued, Started, TokenLogprob
 from llava_grpc.errors import EngineFailedError, LlavaGrpcError, RequestCancelledError
 from llava_grpc.rpc.convert import event_from_pb
 from llava_grpc.rpc.status import explain_rpc_error
@@ -48,6 +48,7 @@ class AnswerStream:
         self._on_complete = on_complete
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._failure: LlavaGrpcError | None = None
         self._complete = False
 
@@ -60,6 +61,11 @@ class AnswerStream:
     def token_ids(self) -> tuple[int, ...]:
         """The tokens that have come until now."""
         return tuple(self._token_ids)
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of the tokens that have come until now, if they were asked for."""
+        return tuple(self._logprobs)
 
     @property
     def done(self) -> bool:
@@ -168,6 +174,7 @@ class AnswerStream:
                 raise self._defect(f"tokens {min(here, there)} to {max(here, there)} of the answer {what}")
             self._pieces.append(event.text)
             self._token_ids.extend(event.token_ids)
+            self._logprobs.extend(event.logprobs)
         else:
             self.finished = event
 

@@ -16,7 +16,7 @@ from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt,
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES
 from llava_grpc.core.prompt import GenerationRequest
-from llava_grpc.core.stream import Delta, Finished, Started
+from llava_grpc.core.stream import Delta, Finished, Started, TokenLogprob
 
 
 class Client:
@@ -138,6 +138,11 @@ class Answer:
     def token_ids(self) -> tuple[int, ...]:
         """The tokens that have come until now."""
         return self._stream.token_ids
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of the tokens that have come until now, if they were asked for."""
+        return self._stream.logprobs
 
     @property
     def done(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is asked: prompts, sampling options and the request around them, as values.
+"""What is asked: prompts and the request around them, as values.
 
 Law: a value of this module that exists is well-formed; each is checked as it is made and raises the error that the
 caller gets to see. Checks that need the model (context length, does it see) are the engine's.
@@ -6,25 +6,20 @@ caller gets to see. Checks that need the model (context length, does it see) are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 
+from llava_grpc.core.sampling import Sampling as Sampling  # a request's part: found here too
 from llava_grpc.errors import (
     ImageCountError,
     ImageInvalidError,
     PromptInvalidError,
     RequestIdInvalidError,
-    SamplingInvalidError,
 )
 
 IMAGE_PLACEHOLDER = "<image>"
-GREEDY_BELOW = 0.001
-DEFAULT_MAX_NEW_TOKENS = 256
-MAX_STOP_STRINGS = 16
 MAX_REQUEST_ID = 128
-MAX_SEED = 2**64 - 1
 
 
 class Priority(IntEnum):
@@ -127,46 +122,6 @@ class RawPrompt:
 
 
 Prompt = Conversation | RawPrompt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen and when to stop. Temperatures of 0.001 and less are greedy, as in LLaVA.
-
-    `max_new_tokens` None means 256, or what the context leaves if that is less. `seed` None means: draw one.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        def refuse(what: str, remedy: str) -> SamplingInvalidError:
-            return SamplingInvalidError(what, remedy=remedy)
-
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise refuse(f"temperature is {self.temperature}", "Use 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:  # false for NaN as well
-            raise refuse(f"top_p is {self.top_p}", "Use a number above 0 and at most 1")
-        if self.top_k < 0:
-            raise refuse(f"top_k is {self.top_k}", "Use 0 (all tokens) or more")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise refuse(f"max_new_tokens is {self.max_new_tokens}", "Use at least 1")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise refuse(f"seed is {self.seed}", "Use a number from 0 to 2**64 - 1")
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise refuse(f"{len(self.stop)} stop strings", f"Use at most {MAX_STOP_STRINGS}")
-        if any(not stop for stop in self.stop):
-            raise refuse("a stop string is empty", "Leave it out")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature <= GREEDY_BELOW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

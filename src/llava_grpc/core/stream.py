@@ -82,16 +82,45 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class AlternativeToken:
+    """A token that might have come in the place of another: its log-probability, and its bytes in UTF-8."""
+
+    token_id: int
+    logprob: float
+    utf8: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token of the answer, before options and noise; `top` are the likeliest at its place,
+    likeliest first."""
+
+    token_id: int
+    logprob: float
+    utf8: bytes = b""
+    top: tuple[AlternativeToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New text and exactly its tokens; `end_offset` counts the answer's tokens delivered so far, these included."""
+    """New text and exactly its tokens; `end_offset` counts the answer's tokens delivered so far, these included.
+
+    `logprobs` has one entry a token if they were asked for, else none.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     end_offset: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     def joined(self, later: Delta) -> Delta:
         """This delta and the one that follows it, as one."""
-        return Delta(self.text + later.text, self.token_ids + later.token_ids, later.end_offset)
+        return Delta(
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            later.end_offset,
+            self.logprobs + later.logprobs,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ Laws, which every engine keeps and `tests/integration/test_engine_contract.py` h
 4. A Delta's text is exactly the text of its tokens: a token whose text must be held back (half a character, a possible
    stop string) is held back with it.
 5. One request's failure is its own.
+6. A request that carries its seed, its options and the tokens that its stream has delivered goes on with exactly the
+   events that the stream would still have had; where all were delivered, with its Ended alone. What cannot be such a
+   log (too long, an end token in it, text after a stop string) is refused by `submit`.
 """
 
 from __future__ import annotations

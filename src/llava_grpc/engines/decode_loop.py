@@ -19,55 +19,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from llava_grpc.core.stream import FinishReason, Usage
-from llava_grpc.engines.base import Began, Ended, EngineEvent, EngineStats, Failed, Sink
-from llava_grpc.engines.paged import PagedDecoder
-from llava_grpc.engines.sampling import Draw
-from llava_grpc.engines.text import AnswerText
+from llava_grpc.core.stream import FinishReason
+from llava_grpc.engines.base import Began, Ended, EngineEvent, EngineStats, Failed
+from llava_grpc.engines.paged import PagedDecoder, Step
+from llava_grpc.engines.sequence import Sequence
 from llava_grpc.errors import AllSlotsTakenError, EngineFailedError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One accepted request. The loop's thread alone changes it, but for `cancelled`.
-
-    Attributes:
-        name: the request's id, for logs.
-        prompt: ids of prompt and pictures.
-        image_tokens: how many of them are the pictures'.
-        answer: ids of the answer so far, those of earlier attempts included.
-        most: length at which the answer ends.
-        end_ids: tokens that end it.
-        release: frees what it holds outside the decoder.
-    """
-
-    name: str
-    prompt: list[int]
-    image_tokens: int
-    answer: list[int]
-    most: int
-    end_ids: frozenset[int]
-    draw: Draw | None
-    text: AnswerText
-    sink: Sink
-    release: Callable[[], None]
-    key: str = ""
-    cancelled: bool = False
-    over: bool = False
-
-    def usage(self) -> Usage:
-        """As of now."""
-        return Usage(len(self.prompt), self.image_tokens, len(self.answer))
-
-    def tell(self, event: EngineEvent) -> None:
-        """To the sink, whose failures are its own."""
-        try:
-            self.sink(event)
-        except Exception:
-            logger.exception("the sink of request %s failed", self.name)
-            self.cancelled = True
 
 
 @dataclass
@@ -204,10 +162,19 @@ class DecodeLoop:
         sequence.tell(Began())
         if sequence.cancelled:
             self._end(sequence, FinishReason.CANCELLED)
-        elif len(sequence.answer) >= sequence.most:
-            self._end(sequence, FinishReason.LENGTH)
-        else:
+        elif not self._was_complete(sequence):
             self._add_or_fail(sequence)
+
+    def _was_complete(self, sequence: Sequence) -> bool:
+        """Ends a request whose earlier attempt delivered the whole answer, and died before it could say so."""
+        text = sequence.text
+        if not text.stop_sequence:
+            if len(sequence.answer) < sequence.most:
+                return False
+            text.finish()  # delivers nothing, all tokens were; but a stop string may come to light
+        reason = FinishReason.STOP if text.stop_sequence else FinishReason.LENGTH
+        self._end(sequence, reason, text.stop_sequence)
+        return True
 
     def _add_or_fail(self, sequence: Sequence) -> None:
         try:
@@ -222,18 +189,28 @@ class DecodeLoop:
             sequence.prompt + sequence.answer,
             max_new_tokens=sequence.most - len(sequence.answer),
             end_ids=sequence.end_ids,
-            draw=sequence.draw,
+            choice=sequence.choice,
             prompt_length=len(sequence.prompt),
         )
 
     def _advance(self) -> None:
         for step in self._decoder.step():
-            self._take(self._running[step.key], step.token_id)
+            self._take(self._running[step.key], step)
 
-    def _take(self, sequence: Sequence, token_id: int) -> None:
+    def _take(self, sequence: Sequence, step: Step) -> None:
         """A new token of its answer."""
         self._tokens += 1
-        sequence.answer.append(token_id)
+        sequence.answer.append(step.token_id)
+        try:
+            if sequence.teller is not None and step.likelihood is not None:
+                sequence.teller.keep(step.likelihood)
+            self._deliver(sequence, step.token_id)
+        except Exception as error:  # the tokenizer's: trying again would skip what it cannot write
+            logger.exception("the text of request %s cannot be made", sequence.name)
+            self._fail(sequence, error)
+
+    def _deliver(self, sequence: Sequence, token_id: int) -> None:
+        """What may be told now that the answer has `token_id`, and its end if this is it."""
         if token_id in sequence.end_ids:
             if last := sequence.text.finish():
                 sequence.tell(last)
@@ -300,7 +277,7 @@ class DecodeLoop:
         self._add(sequence)
         while self._decoder.open:
             for step in self._decoder.step():
-                self._take(sequence, step.token_id)
+                self._take(sequence, step)
                 self._decoder.remove(sequence.key)
 
     def _fail_all(self, error: Exception, inbox: _Inbox) -> None:

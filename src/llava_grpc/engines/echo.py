@@ -1,8 +1,9 @@
 """The echo engine: deterministic answers without a model, for tests, drills and load.
 
-Token k is a hash of the prompt, the seed and all tokens before it, so that an answer continued from a wrong token log
-is a different answer. Its timing is the simplest, each request at its own pace, or that of a batching engine, which is
-the simulator's model of one (`sim.service.Batch`).
+Token k is a hash of the prompt, the seed, the options that choose tokens and all tokens before it, so that an answer
+continued from a wrong token log, or with an option forgotten, is a different answer. Log-probabilities are made up from
+the same hash. Its timing is the simplest, each request at its own pace, or that of a batching engine, which is the
+simulator's model of one (`sim.service.Batch`).
 
 Options (`--engine-option name=value`):
     tokens              length of an answer before it ends by itself (default 32)
@@ -25,27 +26,26 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from llava_grpc.config import EngineSettings
-from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, GenerationRequest
-from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, Usage
+from llava_grpc.core.prompt import GenerationRequest
+from llava_grpc.core.sampling import DEFAULT_MAX_NEW_TOKENS
+from llava_grpc.core.stream import Delta, Fingerprint, FinishReason, ModelCard, TokenLogprob, Usage
 from llava_grpc.engines.base import Began, Ended, Engine, EngineStartError, EngineStats, Failed, Progress, Sink
 from llava_grpc.engines.echo_timing import Apart, Batching, Timing
-from llava_grpc.engines.echo_tokens import TokenChain, digest_of, pieces, token_text
+from llava_grpc.engines.limits import check_answer, check_limit, check_vocabulary
 from llava_grpc.engines.text import AnswerText
-from llava_grpc.errors import EngineFailedError, PromptTooLongError, SamplingInvalidError
+from llava_grpc.engines.token_chain import VOCABULARY, TokenChain, decode, digest_of, prompt_pieces, token_text
+from llava_grpc.errors import EngineFailedError, PromptTooLongError
 from llava_grpc.sim.service import Costs
 
 CONTEXT_TOKENS = 32_768
 IMAGE_TOKENS = 16
 PICTURES_REMEMBERED = 1024
 COSTS = ("request", "picture", "prompt_token", "step", "step_sequence")
-
-
-def _decode(token_ids: Sequence[int]) -> str:
-    return "".join(map(token_text, token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,19 @@ class _Answer:
     stop_token_ids: frozenset[int]
     text: AnswerText | None
     made: int
+    logprobs: int | None
+    told: deque[TokenLogprob] = field(default_factory=deque)
     began: bool = False
     cancelled: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
         self.engine.wake(self)
+
+    def tell(self, delta: Delta) -> None:
+        if self.logprobs is not None:
+            delta = replace(delta, logprobs=tuple(self.told.popleft() for _ in delta.token_ids))
+        self.sink(delta)
 
 
 class EchoEngine(Engine):
@@ -159,29 +166,33 @@ class EchoEngine(Engine):
     def submit(self, request: GenerationRequest, sink: Sink) -> _Answer:
         sampling = request.sampling
         images = len(request.images)
-        prompt_tokens = sum(len(piece.split()) for piece in pieces(request)) + IMAGE_TOKENS * images
+        prompt_tokens = sum(len(piece.split()) for piece in prompt_pieces(request)) + IMAGE_TOKENS * images
         room = self.card.context_tokens - prompt_tokens
-        if (sampling.max_new_tokens or 0) > self.settings.max_new_tokens_limit:
-            raise SamplingInvalidError(
-                f"max_new_tokens is {sampling.max_new_tokens}",
-                remedy=f"Use {self.settings.max_new_tokens_limit} at most",
-            )
-        if room < (sampling.max_new_tokens or 1):
+        check_limit(request, self.settings.max_new_tokens_limit)
+        check_vocabulary(request, VOCABULARY)
+        if room < (sampling.max_new_tokens or max(sampling.min_new_tokens, 1)):
             raise PromptTooLongError(
                 f"the prompt has {prompt_tokens} tokens; with the answer it must fit {self.card.context_tokens}"
             )
         most = sampling.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
-        natural = self._options.tokens
+        natural = most + 1 if sampling.ignore_eos else max(self._options.tokens, sampling.min_new_tokens)
+        stop_token_ids = frozenset(sampling.stop_token_ids)
+        check_answer(request, most, stop_token_ids)
         answer = _Answer(
             engine=self,
             sink=sink,
-            chain=TokenChain(request),
+            chain=TokenChain(request, stop_token_ids),
             limit=min(most, natural),
             ends=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
             usage=(prompt_tokens, IMAGE_TOKENS * images),
-            stop_token_ids=frozenset(sampling.stop_token_ids),
-            text=AnswerText(_decode, (), sampling.stop, request.emitted_token_ids) if sampling.stop else None,
+            stop_token_ids=stop_token_ids,
+            text=(
+                AnswerText(decode, (), sampling.stop, request.emitted_token_ids, sampling.min_new_tokens)
+                if sampling.stop
+                else None
+            ),
             made=len(request.emitted_token_ids),
+            logprobs=sampling.logprobs,
         )
         pictures = [digest_of(image) for image in request.images]
         with self._condition:
@@ -249,6 +260,8 @@ class EchoEngine(Engine):
             answer.sink(Began())
         if answer.cancelled:
             return self._end(answer, FinishReason.CANCELLED)
+        if answer.text is not None and answer.text.stop_sequence:  # found by an earlier attempt
+            return self._end(answer, FinishReason.STOP, answer.text.stop_sequence)
         options = self._options
         if options.crash_after == answer.made:
             os._exit(70)
@@ -258,16 +271,18 @@ class EchoEngine(Engine):
             return False  # it stays open; a cancel ends it
         if answer.made >= answer.limit:
             return self._end(answer, answer.ends)
+        if answer.logprobs is not None:
+            answer.told.append(answer.chain.likelihood(answer.logprobs))
         token_id = answer.chain.next()
         answer.made += 1
         self._tokens += 1
         if token_id in answer.stop_token_ids:
             return self._end(answer, FinishReason.STOP)
         if answer.text is None:  # each token is whole text, and nothing is looked for in it
-            answer.sink(Delta(token_text(token_id), (token_id,), answer.made))
+            answer.tell(Delta(token_text(token_id), (token_id,), answer.made))
         else:
             if delta := answer.text.push(token_id):
-                answer.sink(delta)
+                answer.tell(delta)
             if answer.text.stop_sequence:
                 return self._end(answer, FinishReason.STOP, answer.text.stop_sequence)
         if answer.made >= answer.limit:
@@ -275,8 +290,9 @@ class EchoEngine(Engine):
         return True
 
     def _end(self, answer: _Answer, reason: FinishReason, stop_sequence: str = "") -> bool:
-        if answer.text is not None and reason is not FinishReason.CANCELLED and (rest := answer.text.finish()):
-            answer.sink(rest)
+        complete = reason is not FinishReason.CANCELLED and not stop_sequence
+        if complete and answer.text is not None and (rest := answer.text.finish()):
+            answer.tell(rest)
         prompt_tokens, image_tokens = answer.usage
         return self._over(answer, Ended(reason, Usage(prompt_tokens, image_tokens, answer.made), stop_sequence))
 

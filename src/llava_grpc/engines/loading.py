@@ -19,8 +19,10 @@ from llava_grpc import demo
 from llava_grpc.config import EngineSettings
 from llava_grpc.core.stream import Fingerprint
 from llava_grpc.engines.base import EngineStartError, Progress
+from llava_grpc.engines.logprobs import Spell
 from llava_grpc.engines.paged import choose_attention
 from llava_grpc.engines.prompting import DEFAULT_TEMPLATE, Prompter, probe_template
+from llava_grpc.engines.spelling import speller
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Loaded:
         processor: pictures to tensors; None where the model sees none.
         tokenizer: as the `tokenizers` library has it.
         prompter: lays prompts out and encodes them.
+        spell: a token's bytes.
         silent_ids: ids that are no text: special tokens, and ids beyond the tokenizer's.
         end_ids: tokens that end an answer.
         vocabulary: ids that the model predicts.
@@ -52,6 +55,7 @@ class Loaded:
     processor: Any
     tokenizer: Tokenizer
     prompter: Prompter
+    spell: Spell
     silent_ids: frozenset[int]
     end_ids: frozenset[int]
     vocabulary: int
@@ -182,6 +186,7 @@ def _assemble(settings: EngineSettings, model: Any, processor: Any, tokenizer: A
         processor=processor,
         tokenizer=backend,
         prompter=_prompter(processor, tokenizer, backend),
+        spell=speller(backend),
         silent_ids=frozenset(special | set(range(known, vocabulary))),
         end_ids=_end_ids(model, text_config, tokenizer),
         vocabulary=vocabulary,

@@ -26,7 +26,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
-from llava_grpc.engines.sampling import Draw, Row, sample_in_place
+from llava_grpc.engines.choice import GREEDY, Choice, Chooser
+from llava_grpc.engines.logprobs import Likelihood
 
 SMALLEST_PAGE = 4
 ATTENTION = "llava_grpc_by_request"
@@ -57,32 +58,30 @@ class Step:
     key: str
     token_id: int
     ended: bool
+    likelihood: Likelihood | None = None
 
 
 class _Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
-    """Takes the place of the library's processors: notes on the host which rows draw how, then adds the noise.
+    """Takes the place of the library's processors: tells the chooser what rows are coming, then has it choose.
 
     Sound because asynchronous batching and graph capture are off: `prepare_tensor_args` and the call that follows it
     are of one batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chooser: Chooser) -> None:
         super().__init__(LogitsProcessorList())
         self.do_processing = True
-        self.draws: dict[str, tuple[Draw, int]] = {}  # by request: how, and the length of its prompt
-        self._rows: list[Row] = []
+        self._chooser = chooser
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         states = [request.state for request in requests_in_batch if request.has_new_token]
-        self._rows = [
-            Row(index, draw[0], len(state.initial_tokens) + len(state.generated_tokens) - draw[1])
-            for index, state in enumerate(states)
-            if (draw := self.draws.get(state.request_id)) is not None
-        ]
+        self._chooser.prepare(
+            (state.request_id, len(state.initial_tokens) + len(state.generated_tokens)) for state in states
+        )
         return arg_storage
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
-        return sample_in_place(scores, self._rows)
+        return self._chooser.choose(scores)
 
 
 def attend_by_request(
@@ -185,7 +184,7 @@ class PagedDecoder:
         self.sizes = sizes
         self._model = model
         self._caller = _Caller(model)
-        self._sampler = _Sampler()
+        self._chooser = Chooser()
         self._processor: Any = None  # until it is built, or where a reset failed
         self._build()
 
@@ -208,7 +207,7 @@ class PagedDecoder:
         )
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=1)
         manager = _Manager(self._model, generation, config)
-        manager.logit_processor = self._sampler
+        manager.logit_processor = _Sampler(self._chooser)
         with torch.no_grad():
             self._processor = manager._create_batch_processor()
 
@@ -227,7 +226,7 @@ class PagedDecoder:
         *,
         max_new_tokens: int,
         end_ids: Collection[int],
-        draw: Draw | None = None,
+        choice: Choice = GREEDY,
         prompt_length: int | None = None,
     ) -> None:
         """Takes up a sequence.
@@ -237,8 +236,9 @@ class PagedDecoder:
             token_ids: the prompt, and what was answered already.
             max_new_tokens: at least 1.
             end_ids: tokens that end it.
-            draw: how to sample; None is greedy.
-            prompt_length: how many of `token_ids` are the prompt; positions of draws count from there.
+            choice: how its tokens are chosen.
+            prompt_length: how many of `token_ids` are the prompt; positions of draws and penalties of the answer count
+                from there.
         """
         state = RequestState(
             request_id=key,
@@ -246,15 +246,14 @@ class PagedDecoder:
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(end_ids),
         )
-        if draw is not None:
-            self._sampler.draws[key] = (draw, len(token_ids) if prompt_length is None else prompt_length)
+        self._chooser.add(key, choice, token_ids, len(token_ids) if prompt_length is None else prompt_length)
         if self._processor is None:
             self._build()
         self._processor.scheduler.add_waiting_request(state)
 
     def remove(self, key: str) -> None:
         """Drops a sequence and frees its pages, now; one that is not there is no error."""
-        self._sampler.draws.pop(key, None)
+        self._chooser.remove(key)
         if self._processor is None:
             return
         scheduler = self._processor.scheduler
@@ -273,14 +272,17 @@ class PagedDecoder:
                 return []
             processor._generation_step(self._caller)
             processor.update_batch()
+        states = [entry.state for entry in processor.inputs_and_outputs.requests_in_batch if entry.has_new_token]
+        token_ids = [state.generated_tokens[-1] for state in states]
+        told = self._chooser.likelihoods(token_ids)
         steps = []
-        for entry in processor.inputs_and_outputs.requests_in_batch:
-            if entry.has_new_token:
-                state = entry.state
-                ended = state.status == RequestStatus.FINISHED
-                if ended:
-                    self._sampler.draws.pop(state.request_id, None)
-                steps.append(Step(state.request_id, state.generated_tokens[-1], ended))
+        for index, (state, token_id) in enumerate(zip(states, token_ids, strict=True)):
+            key, ended = state.request_id, state.status == RequestStatus.FINISHED
+            if ended:
+                self._chooser.remove(key)
+            else:
+                self._chooser.take(key, token_id)
+            steps.append(Step(key, token_id, ended, told.get(index)))
         return steps
 
     def drop_shared_pages(self) -> None:
@@ -290,7 +292,7 @@ class PagedDecoder:
 
     def reset(self) -> None:
         """Drops everything and starts afresh, after a failure too."""
-        self._sampler.draws.clear()
+        self._chooser.clear()
         self._processor = None
         gc.collect()
         self._build()

@@ -9,18 +9,20 @@ gets SplitMix64's output number v (Steele, Lea and Flood 2014), and k is a mix o
 what was drawn before, on the batch, or on the device; an answer that is cut and goes on elsewhere, its tokens given
 back as prompt, draws what it would have drawn.
 
-Order, as in `model.generate`: temperature, top-k, top-p. Greedy rows are not touched.
+Order, as in `model.generate`: temperature, top-k, top-p, min-p (Nguyen et al. 2024). Greedy rows are not touched. What
+comes before all that, for greedy rows too, is in `penalties`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llava_grpc.core.prompt import Sampling
+from llava_grpc.core.sampling import Sampling
 
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -38,13 +40,14 @@ class Draw:
     temperature: float
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
 
     @classmethod
     def of(cls, sampling: Sampling) -> Draw | None:
         """The request's way to draw; None where it is greedy. Its seed is set."""
         if sampling.greedy:
             return None
-        return cls(sampling.seed or 0, sampling.temperature, sampling.top_p, sampling.top_k)
+        return cls(sampling.seed or 0, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def sample_in_place(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     chosen = chosen / temperatures
     chosen = _top_k(chosen, [row.draw.top_k for row in rows])
     chosen = _top_p(chosen, [row.draw.top_p for row in rows])
+    chosen = _min_p(chosen, [row.draw.min_p for row in rows])
     chosen += gumbel_noise([stream_key(row.draw.seed, row.position) for row in rows], scores.shape[1], device)
     return chosen if index is None else scores.index_copy(0, index, chosen)
 
@@ -140,4 +144,13 @@ def _top_p(scores: Tensor, shares: Sequence[float]) -> Tensor:
     # The k-th largest stays when those before it hold less than the share; the first always does.
     enough = (held < share).sum(1, keepdim=True).clamp_(max=largest.shape[1] - 1)
     floor = largest.gather(1, enough).masked_fill_(share >= 1, -torch.inf)
+    return scores.masked_fill(scores < floor, -torch.inf)
+
+
+def _min_p(scores: Tensor, shares: Sequence[float]) -> Tensor:
+    """Each row's tokens of at least `shares` of the largest probability, others -inf; 0 means all."""
+    if not any(shares):
+        return scores
+    below = [[math.log(share) if share else -math.inf] for share in shares]
+    floor = scores.amax(1, keepdim=True) + torch.tensor(below, dtype=torch.float32, device=scores.device)
     return scores.masked_fill(scores < floor, -torch.inf)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from llava_grpc.core.stream import Delta
+from llava_grpc.errors import SamplingInvalidError
 
 Decode = Callable[[Sequence[int]], str]
 """Ids to text in one go, no clean-up of spaces."""
@@ -56,11 +57,6 @@ class Detokenizer:
         self._done = 0  # how many of the window are the last atom's
         self._done_text = ""
         self._waiting: list[int] = []  # ids not given yet, silent ones included
-
-    @property
-    def waiting(self) -> int:
-        """Tokens taken and not given yet."""
-        return len(self._waiting)
 
     def push(self, token_id: int) -> Atom | None:
         """Takes an id; gives an atom when characters are complete."""
@@ -117,14 +113,23 @@ class StopScanner:
         self.found = ""
         """The stop string that ended the text."""
 
-    def push(self, atom: Atom) -> list[Atom]:
-        """Takes an atom; gives those that are certain. After a match: what comes before it, the last atom cut."""
+    def push(self, atom: Atom, *, may_end: bool = True) -> list[Atom]:
+        """Takes an atom; gives those that are certain. After a match: what comes before it, the last atom cut.
+
+        A stop string that is complete with this atom counts only where it `may_end` the text.
+        """
         if not self._stops:
             return [atom]
+        before = sum(len(held.text) for held in self._held)
         self._held.append(atom)
         text = "".join(held.text for held in self._held)
-        matches = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if matches:
+        # Of what was held before, nothing is a match: it would have ended the text, or did not count.
+        matches = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop, max(0, before - len(stop) + 1))) >= 0
+        ]
+        if matches and may_end:
             _, start, self.found = min(matches)
             return self._before(start)
         doubtful = max(_overlap(text, stop) for stop in self._stops)
@@ -162,23 +167,43 @@ def _overlap(text: str, stop: str) -> int:
 class AnswerText:
     """One answer's way from ids to Deltas.
 
+    Tokens that earlier attempts delivered go the same way again, so that everything here (half characters, possible
+    stop strings, a stop string that ended the answer) is as it was; only they are not delivered twice. An atom of
+    which some tokens are new is delivered whole, with its new tokens: a log that was cut where streams are cut, between
+    two Deltas, has no such atom.
+
     Args:
         decode: ids to text.
         silent: ids that are no text.
         stops: stop strings.
         emitted: ids delivered by earlier attempts; offsets count them, text goes on after theirs.
+        min_new_tokens: a stop string that is complete with one of the first so many tokens does not count.
+
+    Raises:
+        SamplingInvalidError: the emitted ids go on after a stop string.
     """
 
     def __init__(
-        self, decode: Decode, silent: Container[int] = (), stops: Sequence[str] = (), emitted: Sequence[int] = ()
+        self,
+        decode: Decode,
+        silent: Container[int] = (),
+        stops: Sequence[str] = (),
+        emitted: Sequence[int] = (),
+        min_new_tokens: int = 0,
     ) -> None:
         self._detokenizer = Detokenizer(decode, silent)
         self._scanner = StopScanner(stops)
-        self._offset = len(emitted)
+        self._least = min_new_tokens
+        self._taken = 0
+        self._given = 0  # tokens that have left the scanner, those of earlier attempts included
+        self._emitted = len(emitted)
         for token_id in emitted:
-            self._detokenizer.push(token_id)
-        # None by law 1, but the ids come from outside: such tokens are not delivered twice, their text is.
-        self._delivered_already = self._detokenizer.waiting
+            if self.stop_sequence:
+                raise SamplingInvalidError(
+                    f"the emitted tokens go on after the stop string {self.stop_sequence!r}",
+                    remedy="Send the tokens that were delivered for this very request",
+                )
+            self.push(token_id)
 
     @property
     def stop_sequence(self) -> str:
@@ -187,13 +212,14 @@ class AnswerText:
 
     def push(self, token_id: int) -> Delta | None:
         """Takes a token of the answer (not the one that ends it); gives what may be delivered."""
+        self._taken += 1
         atom = self._detokenizer.push(token_id)
-        return None if atom is None else self._delta(self._scanner.push(atom))
+        return None if atom is None else self._delta(self._scan(atom))
 
     def finish(self) -> Delta | None:
         """The answer ended otherwise than by a stop string: gives all that is held back."""
         atom = self._detokenizer.flush()
-        last = self._delta(self._scanner.push(atom)) if atom else None
+        last = self._delta(self._scan(atom)) if atom else None
         if self._scanner.found:
             return last
         rest = self._delta(self._scanner.flush())
@@ -201,11 +227,15 @@ class AnswerText:
             return last or rest
         return last.joined(rest)
 
+    def _scan(self, atom: Atom) -> list[Atom]:
+        return self._scanner.push(atom, may_end=self._taken > self._least)
+
     def _delta(self, atoms: list[Atom]) -> Delta | None:
-        token_ids = tuple(token_id for atom in atoms for token_id in atom.token_ids)
-        if not token_ids:
-            return None
-        token_ids = token_ids[self._delivered_already :]
-        self._delivered_already = 0
-        self._offset += len(token_ids)
-        return Delta("".join(atom.text for atom in atoms), token_ids, self._offset)
+        text, new = "", ()  # type: str, tuple[int, ...]
+        for atom in atoms:
+            unseen = atom.token_ids[max(0, self._emitted - self._given) :]
+            self._given += len(atom.token_ids)
+            if unseen:
+                text += atom.text
+                new += unseen
+        return Delta(text, new, self._given) if new else None

@@ -14,14 +14,20 @@ from dataclasses import dataclass
 import torch
 
 from llava_grpc.config import EngineSettings
-from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS, GenerationRequest, Sampling
+from llava_grpc.core.prompt import GenerationRequest
+from llava_grpc.core.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
 from llava_grpc.core.stream import ModelCard
 from llava_grpc.engines.base import Engine, EngineStartError, EngineStats, Progress, Sink
-from llava_grpc.engines.decode_loop import DecodeLoop, Sequence
+from llava_grpc.engines.choice import Choice
+from llava_grpc.engines.decode_loop import DecodeLoop
+from llava_grpc.engines.limits import check_answer, check_limit, check_vocabulary
 from llava_grpc.engines.loading import Loaded, device_of, load
+from llava_grpc.engines.logprobs import Teller
 from llava_grpc.engines.paged import SMALLEST_PAGE, PagedDecoder, Sizes
+from llava_grpc.engines.penalties import Rules
 from llava_grpc.engines.pseudo_tokens import PictureEmbedding
 from llava_grpc.engines.sampling import Draw
+from llava_grpc.engines.sequence import Sequence
 from llava_grpc.engines.text import AnswerText
 from llava_grpc.engines.vision import Picture, PictureEncoder
 from llava_grpc.errors import (
@@ -29,7 +35,6 @@ from llava_grpc.errors import (
     ImageCountError,
     ImagesNotSupportedError,
     PromptTooLongError,
-    SamplingInvalidError,
 )
 
 OPTIONS: Mapping[str, str] = {
@@ -172,23 +177,8 @@ class TransformersEngine(Engine):
 
     def _check(self, request: GenerationRequest, loaded: Loaded) -> None:
         """What can be said before anything is decoded."""
-        limit = self.settings.max_new_tokens_limit
-        asked = request.sampling.max_new_tokens
-        if asked is not None and asked > limit:
-            raise SamplingInvalidError(
-                f"max_new_tokens is {asked}", remedy=f"Ask for {limit} at most", metadata={"limit": str(limit)}
-            )
-        vocabulary = loaded.vocabulary
-        for what, ids in (
-            ("stop token", request.sampling.stop_token_ids),
-            ("emitted token", request.emitted_token_ids),
-        ):
-            wrong = next((id_ for id_ in ids if not 0 <= id_ < vocabulary), None)
-            if wrong is not None:
-                raise SamplingInvalidError(
-                    f"the {what} {wrong} is none of the model's {vocabulary}",
-                    remedy=f"Use token ids from 0 to {vocabulary - 1}",
-                )
+        check_limit(request, self.settings.max_new_tokens_limit)
+        check_vocabulary(request, loaded.vocabulary)
         count = len(request.images)
         if count and not self._card.sees_images:
             raise ImagesNotSupportedError(f"{self._card.name} sees no pictures, and {count} were sent")
@@ -204,7 +194,7 @@ class TransformersEngine(Engine):
     ) -> Sequence:
         """Prompt, pictures and limits, all checked; pictures are in use from here on."""
         sampling = request.sampling
-        answer = sampling.max_new_tokens or 1
+        answer = sampling.max_new_tokens or max(sampling.min_new_tokens, 1)
         text_ids = loaded.prompter.encode(request.prompt, most=self._card.context_tokens - answer)
 
         def fits(picture_ids: int) -> None:
@@ -219,8 +209,14 @@ class TransformersEngine(Engine):
             if eyes is not None:
                 eyes.release(pictures)
 
+        end_ids = _end_ids(sampling, loaded)
         try:
             self._check_length(len(prompt), answer)
+            most = self._most(sampling, len(prompt))
+            check_answer(request, most, end_ids)
+            text = AnswerText(
+                loaded.decode, loaded.silent_ids, sampling.stop, request.emitted_token_ids, sampling.min_new_tokens
+            )
         except BaseException:
             release()
             raise
@@ -229,12 +225,13 @@ class TransformersEngine(Engine):
             prompt=prompt,
             image_tokens=image_tokens,
             answer=list(request.emitted_token_ids),
-            most=self._most(sampling, len(prompt)),
-            end_ids=loaded.end_ids | frozenset(sampling.stop_token_ids),
-            draw=Draw.of(sampling),
-            text=AnswerText(loaded.decode, loaded.silent_ids, sampling.stop, request.emitted_token_ids),
+            most=most,
+            end_ids=end_ids,
+            text=text,
             sink=sink,
             release=release,
+            choice=_choice(sampling, loaded, end_ids),
+            teller=None if sampling.logprobs is None else Teller(loaded.spell),
         )
 
     def _check_length(self, prompt: int, answer: int) -> None:
@@ -253,6 +250,16 @@ class TransformersEngine(Engine):
         if sampling.max_new_tokens is not None:
             return sampling.max_new_tokens
         return min(DEFAULT_MAX_NEW_TOKENS, self.settings.max_new_tokens_limit, self._card.context_tokens - prompt)
+
+
+def _end_ids(sampling: Sampling, loaded: Loaded) -> frozenset[int]:
+    return frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else loaded.end_ids)
+
+
+def _choice(sampling: Sampling, loaded: Loaded, end_ids: frozenset[int]) -> Choice:
+    image_id = loaded.prompter.image_id if loaded.sees_images else -1
+    rules = Rules.of(sampling, vocabulary=loaded.vocabulary, end_ids=end_ids, image_id=image_id)
+    return Choice(Draw.of(sampling), rules, sampling.logprobs)
 
 
 def sizes_for(settings: EngineSettings, loaded: Loaded) -> Sizes:

@@ -17,10 +17,11 @@ from llava_grpc.core.prompt import (
     Prompt,
     RawPrompt,
     Role,
-    Sampling,
     Turn,
 )
+from llava_grpc.core.sampling import Sampling
 from llava_grpc.core.stream import (
+    AlternativeToken,
     Delta,
     Event,
     Fingerprint,
@@ -30,6 +31,7 @@ from llava_grpc.core.stream import (
     Queued,
     Started,
     Timings,
+    TokenLogprob,
     Usage,
 )
 from llava_grpc.errors import (
@@ -146,6 +148,18 @@ def sampling_from_pb(message: pb.SamplingParams) -> Sampling:
         seed=message.seed if message.HasField("seed") else None,
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
+        min_p=_exact(message.min_p),
+        repetition_penalty=(
+            _exact(message.repetition_penalty)
+            if message.HasField("repetition_penalty")
+            else defaults.repetition_penalty
+        ),
+        presence_penalty=_exact(message.presence_penalty),
+        frequency_penalty=_exact(message.frequency_penalty),
+        logit_bias=tuple((token_id, _exact(bias)) for token_id, bias in sorted(message.logit_bias.items())),
+        min_new_tokens=message.min_new_tokens,
+        ignore_eos=message.ignore_eos,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
     )
 
 
@@ -197,6 +211,14 @@ def sampling_to_pb(sampling: Sampling) -> pb.SamplingParams:
         seed=sampling.seed,
         stop=sampling.stop,
         stop_token_ids=sampling.stop_token_ids,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        min_new_tokens=sampling.min_new_tokens,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
     )
 
 
@@ -206,8 +228,11 @@ def sampling_to_pb(sampling: Sampling) -> pb.SamplingParams:
 def event_to_pb(event: Event) -> pb.GenerateResponse:
     """One frame."""
     match event:
-        case Delta(text, token_ids, end_offset):
-            return pb.GenerateResponse(delta=pb.Delta(text=[text], token_ids=token_ids, end_offset=end_offset))
+        case Delta(text, token_ids, end_offset, logprobs):
+            delta = pb.Delta(text=[text], token_ids=token_ids, end_offset=end_offset)
+            if logprobs:
+                delta.logprobs.extend(map(_logprob_to_pb, logprobs))
+            return pb.GenerateResponse(delta=delta)
         case Queued(position, estimated_wait):
             wait = None if estimated_wait is None else duration_to_pb(estimated_wait)
             return pb.GenerateResponse(queued=pb.Queued(position=position, estimated_wait=wait))
@@ -247,7 +272,8 @@ def event_from_pb(message: pb.GenerateResponse) -> Event | None:
     match message.WhichOneof("event"):
         case "delta":
             delta = message.delta
-            return Delta("".join(delta.text), tuple(delta.token_ids), delta.end_offset)
+            logprobs = tuple(map(_logprob_from_pb, delta.logprobs))
+            return Delta("".join(delta.text), tuple(delta.token_ids), delta.end_offset, logprobs)
         case "started":
             started = message.started
             return Started(
@@ -278,6 +304,20 @@ def event_from_pb(message: pb.GenerateResponse) -> Event | None:
             )
         case _:
             return None
+
+
+def _logprob_to_pb(entry: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token_id=entry.token_id,
+        logprob=entry.logprob,
+        utf8=entry.utf8,
+        top=[pb.AlternativeToken(token_id=one.token_id, logprob=one.logprob, utf8=one.utf8) for one in entry.top],
+    )
+
+
+def _logprob_from_pb(entry: pb.TokenLogprob) -> TokenLogprob:
+    top = tuple(AlternativeToken(one.token_id, one.logprob, one.utf8) for one in entry.top)
+    return TokenLogprob(entry.token_id, entry.logprob, entry.utf8, top)
 
 
 # -------------------------------------------------------------------------------------------------------------- models

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from llava_grpc.core.demand import Demand, Piece
-from llava_grpc.core.prompt import DEFAULT_MAX_NEW_TOKENS
+from llava_grpc.core.sampling import DEFAULT_MAX_NEW_TOKENS
 from llava_grpc.v1 import inference_pb2 as pb
 
 CHARACTERS_PER_TOKEN = 4

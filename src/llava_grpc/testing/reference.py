@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_grpc.core.prompt import Conversation, GenerationRequest, Image, Prompt, RawPrompt, Sampling
+from llava_grpc.core.prompt import Conversation, GenerationRequest, Image, Prompt, RawPrompt
+from llava_grpc.core.sampling import Sampling
 from llava_grpc.core.stream import Delta
 from llava_grpc.engines.base import Began, Ended, Engine, EngineEvent, Failed, Ticket
 
@@ -106,11 +107,11 @@ class Reference:
             processor_kwargs={"return_tensors": "pt", "images": images or None},
         )
 
-    def answer(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], str]:
-        """Tokens without the end token, and their text."""
+    def answer(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> tuple[list[int], str]:
+        """Tokens without the end token, and their text; `options` are those of `model.generate`."""
         inputs = self.inputs(prompt)
         with self._torch.inference_mode():
-            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
         ids: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
         ends = self.model.generation_config.eos_token_id
         if ids and ids[-1] in (ends if isinstance(ends, list) else [ends]):

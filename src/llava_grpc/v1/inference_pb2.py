@@ -25,19 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dllava_grpc/v1/inference.proto\x12\rllava_grpc.v1\x1a\x1egoogle/protobuf/duration.proto\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.llava_grpc.v1.Model\"\xa6\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x13\n\x0bsees_images\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x0f\n\x07workers\x18\x05 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x1a.llava_grpc.v1.Fingerprint\x12\x0f\n\x07waiting\x18\x07 \x01(\r\"f\n\x0b\x46ingerprint\x12\x0f\n\x07weights\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x11\n\ttokenizer\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\"\xb4\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x1b.llava_grpc.v1.ConversationH\x00\x12\'\n\x03raw\x18\x04 \x01(\x0b\x32\x18.llava_grpc.v1.RawPromptH\x00\x12/\n\x08sampling\x18\x05 \x01(\x0b\x32\x1d.llava_grpc.v1.SamplingParams\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x07 \x03(\r\x12)\n\x08priority\x18\x08 \x01(\x0e\x32\x17.llava_grpc.v1.Priority\x12\x0e\n\x06tenant\x18\t \x01(\tB\x08\n\x06prompt\"2\n\x0c\x43onversation\x12\"\n\x05turns\x18\x01 \x03(\x0b\x32\x13.llava_grpc.v1.Turn\"M\n\x04Turn\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.llava_grpc.v1.Role\x12\"\n\x05parts\x18\x02 \x03(\x0b\x32\x13.llava_grpc.v1.Part\"E\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.llava_grpc.v1.ImageH\x00\x42\x06\n\x04part\"B\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"?\n\tRawPrompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x06images\x18\x02 \x03(\x0b\x32\x14.llava_grpc.v1.Image\"\xe8\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\rB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x11\n\x0f_max_new_tokensB\x07\n\x05_seed\"\xc3\x01\n\x10GenerateResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.llava_grpc.v1.StartedH\x00\x12%\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x14.llava_grpc.v1.DeltaH\x00\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x17.llava_grpc.v1.FinishedH\x00\x12\'\n\x06queued\x18\x04 \x01(\x0b\x32\x15.llava_grpc.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"M\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x31\n\x0e\x65stimated_wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12/\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x1a.llava_grpc.v1.Fingerprint\x12\x16\n\x0eworker_address\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"<\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nend_offset\x18\x03 \x01(\r\"\x9c\x01\n\x08\x46inished\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.llava_grpc.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.llava_grpc.v1.Usage\x12\'\n\x07timings\x18\x03 \x01(\x0b\x32\x16.llava_grpc.v1.Timings\x12\x15\n\rstop_sequence\x18\x04 \x01(\t\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"\x8d\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xb4\x01\n\x10InferenceService\x12Q\n\nListModels\x12 .llava_grpc.v1.ListModelsRequest\x1a!.llava_grpc.v1.ListModelsResponse\x12M\n\x08Generate\x12\x1e.llava_grpc.v1.GenerateRequest\x1a\x1f.llava_grpc.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dllava_grpc/v1/inference.proto\x12\rllava_grpc.v1\x1a\x1egoogle/protobuf/duration.proto\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.llava_grpc.v1.Model\"\xa6\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x13\n\x0bsees_images\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x0f\n\x07workers\x18\x05 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x1a.llava_grpc.v1.Fingerprint\x12\x0f\n\x07waiting\x18\x07 \x01(\r\"f\n\x0b\x46ingerprint\x12\x0f\n\x07weights\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x11\n\ttokenizer\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\"\xb4\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x1b.llava_grpc.v1.ConversationH\x00\x12\'\n\x03raw\x18\x04 \x01(\x0b\x32\x18.llava_grpc.v1.RawPromptH\x00\x12/\n\x08sampling\x18\x05 \x01(\x0b\x32\x1d.llava_grpc.v1.SamplingParams\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x07 \x03(\r\x12)\n\x08priority\x18\x08 \x01(\x0e\x32\x17.llava_grpc.v1.Priority\x12\x0e\n\x06tenant\x18\t \x01(\tB\x08\n\x06prompt\"2\n\x0c\x43onversation\x12\"\n\x05turns\x18\x01 \x03(\x0b\x32\x13.llava_grpc.v1.Turn\"M\n\x04Turn\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.llava_grpc.v1.Role\x12\"\n\x05parts\x18\x02 \x03(\x0b\x32\x13.llava_grpc.v1.Part\"E\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.llava_grpc.v1.ImageH\x00\x42\x06\n\x04part\"B\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"?\n\tRawPrompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x06images\x18\x02 \x03(\x0b\x32\x14.llava_grpc.v1.Image\"\x98\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12@\n\nlogit_bias\x18\x0c \x03(\x0b\x32,.llava_grpc.v1.SamplingParams.LogitBiasEntry\x12\x1b\n\x0emin_new_tokens\x18\r \x01(\rH\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0e \x01(\x08H\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x11\n\x0f_max_new_tokensB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x11\n\x0f_min_new_tokensB\r\n\x0b_ignore_eosB\x0b\n\t_logprobs\"\xc3\x01\n\x10GenerateResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.llava_grpc.v1.StartedH\x00\x12%\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x14.llava_grpc.v1.DeltaH\x00\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x17.llava_grpc.v1.FinishedH\x00\x12\'\n\x06queued\x18\x04 \x01(\x0b\x32\x15.llava_grpc.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"M\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x31\n\x0e\x65stimated_wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12/\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x1a.llava_grpc.v1.Fingerprint\x12\x16\n\x0eworker_address\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"k\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nend_offset\x18\x03 \x01(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.llava_grpc.v1.TokenLogprob\"m\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04utf8\x18\x03 \x01(\x0c\x12,\n\x03top\x18\x04 \x03(\x0b\x32\x1f.llava_grpc.v1.AlternativeToken\"C\n\x10\x41lternativeToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04utf8\x18\x03 \x01(\x0c\"\x9c\x01\n\x08\x46inished\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.llava_grpc.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.llava_grpc.v1.Usage\x12\'\n\x07timings\x18\x03 \x01(\x0b\x32\x16.llava_grpc.v1.Timings\x12\x15\n\rstop_sequence\x18\x04 \x01(\t\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"\x8d\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xb4\x01\n\x10InferenceService\x12Q\n\nListModels\x12 .llava_grpc.v1.ListModelsRequest\x1a!.llava_grpc.v1.ListModelsResponse\x12M\n\x08Generate\x12\x1e.llava_grpc.v1.GenerateRequest\x1a\x1f.llava_grpc.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llava_grpc.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=2189
-  _globals['_PRIORITY']._serialized_end=2283
-  _globals['_ROLE']._serialized_start=2285
-  _globals['_ROLE']._serialized_end=2365
-  _globals['_FINISHREASON']._serialized_start=2367
-  _globals['_FINISHREASON']._serialized_end=2491
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_PRIORITY']._serialized_start=2848
+  _globals['_PRIORITY']._serialized_end=2942
+  _globals['_ROLE']._serialized_start=2944
+  _globals['_ROLE']._serialized_end=3024
+  _globals['_FINISHREASON']._serialized_start=3026
+  _globals['_FINISHREASON']._serialized_end=3150
   _globals['_LISTMODELSREQUEST']._serialized_start=80
   _globals['_LISTMODELSREQUEST']._serialized_end=99
   _globals['_LISTMODELSRESPONSE']._serialized_start=101
@@ -59,21 +61,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RAWPROMPT']._serialized_start=1015
   _globals['_RAWPROMPT']._serialized_end=1078
   _globals['_SAMPLINGPARAMS']._serialized_start=1081
-  _globals['_SAMPLINGPARAMS']._serialized_end=1313
-  _globals['_GENERATERESPONSE']._serialized_start=1316
-  _globals['_GENERATERESPONSE']._serialized_end=1511
-  _globals['_QUEUED']._serialized_start=1513
-  _globals['_QUEUED']._serialized_end=1590
-  _globals['_STARTED']._serialized_start=1593
-  _globals['_STARTED']._serialized_end=1741
-  _globals['_DELTA']._serialized_start=1743
-  _globals['_DELTA']._serialized_end=1803
-  _globals['_FINISHED']._serialized_start=1806
-  _globals['_FINISHED']._serialized_end=1962
-  _globals['_USAGE']._serialized_start=1964
-  _globals['_USAGE']._serialized_end=2043
-  _globals['_TIMINGS']._serialized_start=2046
-  _globals['_TIMINGS']._serialized_end=2187
-  _globals['_INFERENCESERVICE']._serialized_start=2494
-  _globals['_INFERENCESERVICE']._serialized_end=2674
+  _globals['_SAMPLINGPARAMS']._serialized_end=1745
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1510
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1558
+  _globals['_GENERATERESPONSE']._serialized_start=1748
+  _globals['_GENERATERESPONSE']._serialized_end=1943
+  _globals['_QUEUED']._serialized_start=1945
+  _globals['_QUEUED']._serialized_end=2022
+  _globals['_STARTED']._serialized_start=2025
+  _globals['_STARTED']._serialized_end=2173
+  _globals['_DELTA']._serialized_start=2175
+  _globals['_DELTA']._serialized_end=2282
+  _globals['_TOKENLOGPROB']._serialized_start=2284
+  _globals['_TOKENLOGPROB']._serialized_end=2393
+  _globals['_ALTERNATIVETOKEN']._serialized_start=2395
+  _globals['_ALTERNATIVETOKEN']._serialized_end=2462
+  _globals['_FINISHED']._serialized_start=2465
+  _globals['_FINISHED']._serialized_end=2621
+  _globals['_USAGE']._serialized_start=2623
+  _globals['_USAGE']._serialized_end=2702
+  _globals['_TIMINGS']._serialized_start=2705
+  _globals['_TIMINGS']._serialized_end=2846
+  _globals['_INFERENCESERVICE']._serialized_start=3153
+  _globals['_INFERENCESERVICE']._serialized_end=3333
 # @@protoc_insertion_point(module_scope)

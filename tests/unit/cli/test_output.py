@@ -10,7 +10,9 @@ import pytest
 
 from llava_grpc.cli.options import address_of, engine_options
 from llava_grpc.cli.output import plain, write_text
+from llava_grpc.cli.sampling import logit_biases
 from llava_grpc.cli.thumbnail import thumbnail
+from llava_grpc.config import SettingsError
 from llava_grpc.core.states import WorkerState
 from llava_grpc.demo import SAMPLE
 
@@ -27,6 +29,17 @@ def test_a_terminal_gets_no_control_characters_from_a_model(
     monkeypatch.setattr(sys, "stdout", stream)
     write_text("a\x1b[31mb\tc\n")
     assert stream.getvalue() == shown
+
+
+def test_biases_are_pairs_of_numbers():
+    assert logit_biases(["5=1.5", "7=-100"]) == {5: 1.5, 7: -100.0}
+    for wrong in (["5"], ["x=1"], ["5=y"], ["5=1", "5=2"]):
+        with pytest.raises(SettingsError, match="--logit-bias"):
+            logit_biases(wrong)
+
+
+def test_bytes_become_text_in_json():
+    assert plain([b"a", "猫".encode(), b"\xff"]) == ["a", "猫", "\ufffd"]
 
 
 def test_values_become_json():

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava_grpc.core.stream import FinishReason
+from llava_grpc.core.stream import FinishReason, Usage
 from llava_grpc.engines.base import Began, Ended, Failed
-from llava_grpc.engines.decode_loop import DecodeLoop, Sequence
+from llava_grpc.engines.decode_loop import DecodeLoop
 from llava_grpc.engines.paged import Step
+from llava_grpc.engines.sequence import Sequence
 from llava_grpc.engines.text import AnswerText
 from llava_grpc.errors import EngineFailedError
 from llava_grpc.testing.reference import Answer
@@ -67,13 +68,13 @@ class Stage:
         self.loop = DecodeLoop(self.decoder)
         self.released = 0
 
-    def submit(self, most: int = 3) -> tuple[Answer, Sequence]:
+    def submit(self, most: int = 3, decode=lambda ids: "a" * len(ids), emitted=()) -> tuple[Answer, Sequence]:
         def release() -> None:
             self.released += 1
 
         answer = Answer()
-        text = AnswerText(lambda ids: "a" * len(ids), frozenset(), (), ())
-        sequence = Sequence("r", [1, 2], 0, [], most, frozenset(), None, text, answer, release)
+        text = AnswerText(decode, frozenset(), (), emitted)
+        sequence = Sequence("r", [1, 2], 0, list(emitted), most, frozenset(), text, answer, release)
         self.loop.take_place()
         self.loop.submit(sequence)
         return answer, sequence
@@ -142,6 +143,26 @@ def test_a_decoder_that_does_not_let_go_is_started_afresh_before_it_steps(stage)
     assert kinds(stage.together(2)) == [Ended, Ended]
     assert stage.decoder.resets == 1
     assert stage.is_free(3)
+
+
+def test_whose_text_cannot_be_made_fails_alone_and_no_step_is_repeated(stage):
+    def decode(ids):
+        if len(ids) > 1:
+            raise UnicodeError("no such token")
+        return "a"
+
+    broken: list[Answer] = []
+    others = stage.together(2, before=lambda: broken.append(stage.submit(3, decode)[0]))
+    assert kinds([*broken, *others]) == [Failed, Ended, Ended]
+    assert stage.decoder.resets == 0
+    assert stage.is_free(3)
+
+
+def test_a_complete_answer_that_comes_again_ends_without_a_step(stage):
+    stage.decoder.faults["add"] = [RuntimeError("nothing is to be added")]
+    answer, _ = stage.submit(3, emitted=(65, 65, 65))
+    assert answer.wait(5).end == Ended(FinishReason.LENGTH, Usage(2, 0, 3))
+    assert answer.deltas == []
 
 
 def test_a_release_that_fails_loses_neither_event_nor_place(stage):

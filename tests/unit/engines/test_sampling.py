@@ -28,7 +28,7 @@ def chi_square(observed: torch.Tensor, expected: torch.Tensor, count: int) -> tu
     return statistic, bound
 
 
-def filtered(temperature=1.0, top_k=0, top_p=1.0) -> torch.Tensor:
+def filtered(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> torch.Tensor:
     """The distribution, computed in the plainest way."""
     probabilities = (LOGITS / temperature).softmax(0)
     order = probabilities.argsort(descending=True)
@@ -42,18 +42,34 @@ def filtered(temperature=1.0, top_k=0, top_p=1.0) -> torch.Tensor:
         held += float(probabilities[token])
     result = torch.zeros_like(probabilities)
     result[kept] = probabilities[kept]
+    result[result < min_p * result.max()] = 0
     return result / result.sum()
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 4}, {"top_p": 0.8}, {"top_k": 6, "top_p": 0.6}],
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 4},
+        {"top_p": 0.8},
+        {"top_k": 6, "top_p": 0.6},
+        {"min_p": 0.2},
+        {"min_p": 0.1, "temperature": 2.0, "top_k": 6},
+    ],
     ids=str,
 )
 def test_draws_have_the_right_distribution(options):
     count = 20_000
     got = frequencies(
-        lambda seed: Draw(seed, options.get("temperature", 1.0), options.get("top_p", 1.0), options.get("top_k", 0)),
+        lambda seed: Draw(
+            seed,
+            options.get("temperature", 1.0),
+            options.get("top_p", 1.0),
+            options.get("top_k", 0),
+            options.get("min_p", 0.0),
+        ),
         count,
     )
     statistic, bound = chi_square(got, filtered(**options), count)
@@ -111,11 +127,18 @@ def test_greedy_rows_are_untouched_bit_for_bit():
 
 
 def test_rows_with_different_options_do_not_mix():
-    scores = LOGITS.repeat(3, 1)
+    scores = LOGITS.repeat(4, 1)
     got = sample_in_place(
-        scores, [Row(0, Draw(1, 1.0, 1.0, 2), 0), Row(1, Draw(1, 1.0), 0), Row(2, Draw(1, 1.0, 0.5), 0)]
+        scores,
+        [
+            Row(0, Draw(1, 1.0, 1.0, 2), 0),
+            Row(1, Draw(1, 1.0), 0),
+            Row(2, Draw(1, 1.0, 0.5), 0),
+            Row(3, Draw(1, 1.0, min_p=0.3), 0),
+        ],
     )
-    assert [int(row.isfinite().sum()) for row in got] == [2, 8, int((filtered(top_p=0.5) > 0).sum())]
+    kept = [2, 8, int((filtered(top_p=0.5) > 0).sum()), int((filtered(min_p=0.3) > 0).sum())]
+    assert [int(row.isfinite().sum()) for row in got] == kept
 
 
 def test_a_flat_distribution_needs_more_than_the_first_candidates():
@@ -132,4 +155,4 @@ def test_top_k_of_one_is_the_likeliest_token_whatever_the_noise():
 
 def test_greedy_requests_have_no_draw():
     assert Draw.of(Sampling(temperature=0.001, seed=3)) is None
-    assert Draw.of(Sampling(temperature=0.5, top_k=3, top_p=0.5, seed=3)) == Draw(3, 0.5, 0.5, 3)
+    assert Draw.of(Sampling(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, seed=3)) == Draw(3, 0.5, 0.5, 3, 0.1)

@@ -5,7 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_grpc.core.prompt import Conversation, GenerationRequest, Image, RawPrompt, Role, Sampling, Turn
-from llava_grpc.core.stream import Delta, Event, Fingerprint, Finished, FinishReason, ModelCard, Started, Timings, Usage
+from llava_grpc.core.stream import (
+    AlternativeToken,
+    Delta,
+    Event,
+    Fingerprint,
+    Finished,
+    FinishReason,
+    ModelCard,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from llava_grpc.errors import ImageInvalidError, ImageUriDisabledError, PromptInvalidError, SamplingInvalidError
 from llava_grpc.rpc.convert import (
     card_from_pb,
@@ -22,6 +34,7 @@ FINGERPRINT = Fingerprint("w", "float32", "none", "t", "echo 1")
 EVENTS: list[Event] = [
     Started("r", "m", 2**64 - 1, FINGERPRINT, "h:1", 2),
     Delta("猫🌵", (1, 2**32 - 1), 7),
+    Delta("a", (1,), 8, (TokenLogprob(1, -0.5, b"a", (AlternativeToken(1, -0.5, b"a"), AlternativeToken(9, -8.25))),)),
     Finished(FinishReason.STOP, Usage(3, 2, 1), Timings(0.25, 0.5, 1.5), "END"),
 ]
 CONVERSATION = Conversation(
@@ -41,7 +54,21 @@ def test_a_request_comes_back_as_it_went(prompt: Conversation | RawPrompt):
         model="m",
         prompt=prompt,
         sampling=Sampling(
-            temperature=0.7, top_p=0.9, top_k=5, max_new_tokens=9, seed=3, stop=("x",), stop_token_ids=(1,)
+            temperature=0.7,
+            top_p=0.9,
+            top_k=5,
+            max_new_tokens=9,
+            seed=3,
+            stop=("x",),
+            stop_token_ids=(1,),
+            min_p=0.05,
+            repetition_penalty=1.1,
+            presence_penalty=-0.3,
+            frequency_penalty=1.7,
+            logit_bias=((2, -100.0), (5, 0.1)),
+            min_new_tokens=4,
+            ignore_eos=True,
+            logprobs=0,
         ),
         attempt=1,
         emitted_token_ids=(4, 5),
@@ -55,11 +82,14 @@ def test_a_frame_comes_back_as_it_went(event: Event):
 
 
 def test_the_first_byte_of_a_frame_tells_its_kind():
-    assert [event_to_pb(event).SerializeToString()[0] for event in EVENTS] == [0x0A, 0x12, 0x1A]
+    assert [event_to_pb(event).SerializeToString()[0] for event in EVENTS] == [0x0A, 0x12, 0x12, 0x1A]
 
 
 _TOKEN_IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1).map(tuple)
-_DELTAS = st.builds(Delta, st.text(), _TOKEN_IDS, st.integers(1, 2**31))
+_FLOATS = st.floats(-100, 0, width=32)
+_ALTERNATIVES = st.lists(st.builds(AlternativeToken, st.integers(0, 2**32 - 1), _FLOATS, st.binary()), max_size=2)
+_LOGPROBS = st.builds(TokenLogprob, st.integers(0, 2**32 - 1), _FLOATS, st.binary(), _ALTERNATIVES.map(tuple))
+_DELTAS = st.builds(Delta, st.text(), _TOKEN_IDS, st.integers(1, 2**31), st.lists(_LOGPROBS, max_size=3).map(tuple))
 
 
 @given(_DELTAS, _DELTAS)
@@ -82,8 +112,11 @@ def test_what_is_not_set_takes_its_default_and_zero_is_not_unset():
     assert sampling_from_pb(pb.SamplingParams(temperature=0.7)).temperature == 0.7, "the decimal that was meant"
     with pytest.raises(SamplingInvalidError):
         sampling_from_pb(pb.SamplingParams(max_new_tokens=0))
+    assert sampling_from_pb(pb.SamplingParams(logprobs=0)).logprobs == 0
     with pytest.raises(SamplingInvalidError):
         sampling_from_pb(pb.SamplingParams(top_p=0.0))
+    with pytest.raises(SamplingInvalidError):
+        sampling_from_pb(pb.SamplingParams(repetition_penalty=0.0))
 
 
 def _user(part: pb.Part) -> pb.GenerateRequest:
