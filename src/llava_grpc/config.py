@@ -126,7 +126,7 @@ class ControllerSettings:
 
     server: ServerSettings
     strategy: str = "shortest_queue"
-    """Dispatch strategy by name: one of core.strategies.STRATEGIES."""
+    """Dispatch strategy: one of core.strategies.STRATEGIES, an installed one, or `module:Class`."""
     heartbeat_interval: float = 30.0
     """Handed to workers when they register."""
     heartbeat_expiry: float = 90.0

@@ -70,7 +70,8 @@ Strategy = Annotated[
         "--dispatch-method",
         envvar="LLAVA_GRPC_STRATEGY",
         metavar="NAME",
-        help="How a worker is chosen: shortest_queue, or lottery (by speed).",
+        help="How a worker is chosen: shortest_queue, lottery, power_of_two, cache_affinity, expected_first_token, an "
+        "installed one, or your own as module:Class.",
         rich_help_panel=FLEET,
     ),
 ]

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 def simulate(
     preset: Annotated[
-        str, typer.Argument(help="closed-forms, heterogeneous, overload or tenants; see docs/simulator.md.")
+        str,
+        typer.Argument(
+            help="closed-forms, failures, heterogeneous, no-reuse, overload, reuse, scale or tenants; see "
+            "docs/simulator.md."
+        ),
     ],
     strategy: Annotated[
         list[str],

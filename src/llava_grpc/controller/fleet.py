@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from llava_grpc.config import ControllerSettings, SettingsError
+from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
-from llava_grpc.core.strategies import STRATEGIES
 from llava_grpc.core.stream import Queued
+from llava_grpc.plugins import load_strategy
 from llava_grpc.rpc.channels import open_channel
 from llava_grpc.v1 import worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
@@ -56,14 +57,13 @@ class Fleet:
         """A fleet with nobody in it.
 
         Raises:
-            SettingsError: there is no strategy of that name.
+            SettingsError: there is no such strategy.
         """
-        strategy = STRATEGIES.get(settings.strategy)
-        if strategy is None:
-            raise SettingsError(f"no strategy is named {settings.strategy!r}; there are {', '.join(STRATEGIES)}")
-        registry = Registry(expiry=settings.heartbeat_expiry)
+        strategy = load_strategy(settings.strategy)
+        stalls = StallWatch.of_interval(settings.heartbeat_interval)
+        registry = Registry(expiry=settings.heartbeat_expiry, stalls=stalls)
         limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
-        return cls(settings, registry, Dispatcher(registry, strategy, limits=limits))
+        return cls(settings, registry, Dispatcher(registry, strategy, limits=limits, strategy_name=settings.strategy))
 
     def admit(self, registration: Registration) -> Worker | None:
         """Put a worker that was reached on the register; the other life that it replaces, if any."""
@@ -112,6 +112,11 @@ class Fleet:
             self._drop_channel(worker)
         return worker
 
+    def tick(self) -> float:
+        """The controller is awake. To be said every `core.stall.tick_period`; how long the stall was that has just
+        ended, or 0."""
+        return self.registry.stalls.tick(self.clock())
+
     def expire(self) -> list[Worker]:
         """Take off and return the workers that were silent for too long."""
         expired = self.registry.expire(self.clock())
@@ -139,16 +144,17 @@ class Fleet:
         Raises:
             The errors of `Dispatcher.admit`; QueueFullError, DeadlineExceededError: it waited for too long.
         """
-        assignment = self.dispatcher.admit(model, entry)
+        assignment = self.dispatcher.admit(model, entry, self.clock())
         if assignment is not None:
             return assignment
         future: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         self._waiting[entry.key] = future
+        self.place()  # somebody else may have had to make way
         self.changed.set()
         told: Queued | None = None
         try:
             while not future.done():
-                outlook = self.dispatcher.outlook(model, entry.key)
+                outlook = self.dispatcher.outlook(model, entry.key, self.clock())
                 if told is None or outlook.position != told.position:
                     await tell(outlook)
                     told = outlook
@@ -161,6 +167,14 @@ class Fleet:
             raise
         finally:
             del self._waiting[entry.key]
+
+    def was_read(self, assignment: Assignment) -> None:
+        """The request's first token came."""
+        self.dispatcher.was_read(assignment, self.clock())
+
+    def finish(self, entry: Entry, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
+        """The request is over: "ok" or the reason of its error, and its tokens as the worker counted them."""
+        self.dispatcher.finish(entry.key, self.clock(), outcome, prompt_tokens, answer_tokens)
 
     def release(self, assignment: Assignment) -> None:
         """A request's stream is over: its slot is for whoever waits."""

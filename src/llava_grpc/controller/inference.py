@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import grpc
@@ -11,18 +12,18 @@ from google.protobuf.message import DecodeError
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.proxy import Proxy
 from llava_grpc.core.admission import Entry
-from llava_grpc.core.demand import plain
+from llava_grpc.core.demand import Demand
 from llava_grpc.core.prompt import check_request_id
 from llava_grpc.errors import PromptInvalidError, ShuttingDownError
 from llava_grpc.logs import REQUEST_ID
 from llava_grpc.rpc.convert import card_to_pb, priority_from_pb
+from llava_grpc.rpc.demand import demand_of
 from llava_grpc.rpc.identity import new_request_id, new_seed
 from llava_grpc.rpc.status import typed_errors
 from llava_grpc.v1 import inference_pb2 as pb
 
-CHARACTERS_PER_TOKEN = 4
-TOKENS_PER_PICTURE = 576
-"""LLaVA-1.5's: 24 x 24 patches."""
+LARGE = 2**20
+"""Bytes of a message from which its pictures are digested off the event loop."""
 
 _log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -77,26 +78,20 @@ class InferenceServicer:
         if not message.sampling.HasField("seed"):
             addition.sampling.seed = new_seed()
         _log.info("generate model=%s bytes=%d", model, len(request))
-        await self._proxy.answer(context, model, request + addition.SerializeToString(), self._entry(message, context))
+        message.model = model
+        demand = demand_of(message) if len(request) < LARGE else await asyncio.to_thread(demand_of, message)
+        entry = self._entry(message, request_id, demand, context)
+        await self._proxy.answer(context, model, request + addition.SerializeToString(), entry)
 
-    def _entry(self, message: pb.GenerateRequest, context: _Context) -> Entry:
+    def _entry(self, message: pb.GenerateRequest, request_id: str, demand: Demand, context: _Context) -> Entry:
         """The request as the queue sees it. Its key is our own: clients may use a request id twice."""
         now, left = self._fleet.clock(), context.time_remaining()
         return Entry(
             key=new_request_id(),
+            request_id=request_id,
             tenant=message.tenant,
             priority=priority_from_pb(message.priority),
-            demand=plain(_estimated_tokens(message)),
+            demand=demand,
             deadline=None if left is None else now + left,
             arrived=now,
         )
-
-
-def _estimated_tokens(message: pb.GenerateRequest) -> int:
-    """About how long the prompt is, without a tokenizer; set right when the worker has said how long it was."""
-    if message.HasField("raw"):
-        texts, pictures = [message.raw.text], len(message.raw.images)
-    else:
-        parts = [part for turn in message.conversation.turns for part in turn.parts]
-        texts, pictures = [part.text for part in parts], sum(part.HasField("image") for part in parts)
-    return sum(len(text) for text in texts) // CHARACTERS_PER_TOKEN + pictures * TOKENS_PER_PICTURE

@@ -29,6 +29,7 @@ from llava_grpc.errors import (
     EngineFailedError,
     LlavaGrpcError,
     MessageTooLargeError,
+    RequestCancelledError,
     WorkerLostError,
 )
 from llava_grpc.rpc.convert import event_to_pb
@@ -81,9 +82,22 @@ class Proxy:
         Raises:
             LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
         """
+        progress = _Progress()
+        outcome = RequestCancelledError.reason
+        try:
+            await self._answer(context, model, request, entry, progress)
+            outcome = "ok"
+        except LlavaGrpcError as error:
+            outcome = error.reason
+            raise
+        finally:
+            usage = progress.usage or pb.Usage()
+            self._fleet.finish(entry, outcome, usage.prompt_tokens, usage.completion_tokens)
+
+    async def _answer(self, context: _Context, model: str, request: bytes, entry: Entry, progress: _Progress) -> None:
         fleet = self._fleet
         counters = fleet.dispatcher.counters
-        progress, trail = _Progress(), _Trail()
+        trail = _Trail()
 
         async def tell(queued: Queued) -> None:
             await context.write(event_to_pb(queued).SerializeToString())
@@ -139,11 +153,10 @@ class Proxy:
         """
         fleet = self._fleet
         try:
-            assignment = fleet.dispatcher.assign(model, trail.lost | trail.declined)
-            fleet.dispatcher.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
-            return assignment
-        except AllSlotsTakenError:
-            pass
+            assignment = fleet.dispatcher.assign(model, entry, fleet.clock(), trail.lost | trail.declined)
+            if assignment is not None:
+                fleet.dispatcher.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
+                return assignment
         except LlavaGrpcError:
             if not trail.declined:
                 raise why from None
@@ -174,6 +187,7 @@ class Proxy:
                     continue
                 if not progress.delivered:
                     progress.delivered = True
+                    self._fleet.was_read(assignment)
                     await context.write(held)
                 await context.write(frame)
                 if kind == _Frame.FINISHED.value:  # the one frame that is looked into: who is to be charged how much

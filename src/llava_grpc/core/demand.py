@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -27,11 +27,11 @@ class Demand:
     pieces: tuple[Piece, ...] = ()
     pictures: tuple[bytes, ...] = ()
     most_answer_tokens: int = 0
+    prompt_tokens: int = field(init=False)
+    """Of the whole prompt."""
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Of the whole prompt."""
-        return sum(piece.tokens for piece in self.pieces)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_tokens", sum([piece.tokens for piece in self.pieces]))
 
 
 def plain(prompt_tokens: int, most_answer_tokens: int = 0) -> Demand:

@@ -1,42 +1,62 @@
 """Dispatch: the registry, a strategy and the queues together decide who gets a request and when.
 
 Laws:
-1. Late binding: a worker is given only what it has room for; the rest waits here, in one queue a model, and is given to
-   whichever worker has room first. Nobody who comes later overtakes those who wait but by the queue's own order.
+1. Late binding: a worker is given only what it has room for (slots and KV cache); the rest waits here, in one queue a
+   model, and is given to whichever worker has room first. Nobody who comes later overtakes those who wait but by the
+   queue's own order.
 2. Every assignment is released exactly once in effect, however often `release` is called, and even if its worker was
    taken off the register meanwhile.
 3. What is expired is never dispatched.
+4. A choice costs what its model's workers are many, in array operations; nothing else looks at all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
+
 from llava_grpc.core.admission import RETRY_WHEN_FULL, AdmissionQueue, Entry, QueueLimits, ServiceCounters
-from llava_grpc.core.pace import ReleasePace
+from llava_grpc.core.columns import Floats, Rows
+from llava_grpc.core.demand import Demand
+from llava_grpc.core.history import Decision, History
+from llava_grpc.core.pace import ReleasePace, ServicePace
 from llava_grpc.core.registry import Registry, Worker
-from llava_grpc.core.states import WorkerState
-from llava_grpc.core.strategies import Candidate, Strategy
+from llava_grpc.core.strategies import Snapshot, Strategy
 from llava_grpc.core.stream import Queued
 from llava_grpc.errors import (
     AllSlotsTakenError,
+    AllSpeedsZeroError,
     LlavaGrpcError,
     ModelNotFoundError,
     ModelRequiredError,
     NoLiveWorkerError,
 )
 
+TELL_EVERY = 1.0
+"""Seconds for which a ranking of those who wait is good enough to tell them their places by."""
+
 
 @dataclass(slots=True, eq=False)
 class Assignment:
-    """A request for `model` given to one life of a worker."""
+    """A request for `model` given to one life of a worker. `kv_tokens`, `unread`: what is promised, see `Worker`."""
 
-    address: str
-    incarnation: str
+    worker: Worker
     model: str
+    key: str
+    kv_tokens: int
+    unread: int
     released: bool = False
+
+    @property
+    def address(self) -> str:
+        return self.worker.address
+
+    @property
+    def incarnation(self) -> str:
+        return self.worker.incarnation
 
 
 @dataclass(slots=True)
@@ -45,18 +65,24 @@ class _Line:
 
     queue: AdmissionQueue
     pace: ReleasePace = field(default_factory=ReleasePace)
+    ranking: dict[str, int] = field(default_factory=dict)
+    ranked_at: float = -np.inf
 
 
 @dataclass(slots=True)
 class Dispatcher:
-    """See the module. `limits` of length 0 turn waiting off."""
+    """See the module. `limits` of length 0 turn waiting off. `strategy_name` is for the records."""
 
     registry: Registry
     strategy: Strategy
     random: Random = field(default_factory=Random)
     limits: QueueLimits = field(default_factory=lambda: QueueLimits(length=0))
     counters: ServiceCounters = field(default_factory=ServiceCounters)
+    history: History = field(default_factory=History)
+    strategy_name: str = ""
     _lines: dict[str, _Line] = field(default_factory=dict)
+    _paces: dict[str, ServicePace] = field(default_factory=dict)
+    _turned_away: list[tuple[Entry, LlavaGrpcError]] = field(default_factory=list)
 
     # -------------------------------------------------------------------------------------------------- to a worker
 
@@ -76,90 +102,136 @@ class Dispatcher:
             raise ModelRequiredError(f"several models are served ({_listed(names)}) and the request names none")
         return names[0]
 
-    def assign(self, model: str, tried: Collection[str] = ()) -> Assignment:
-        """Choose a worker for `model` (a resolved name), leaving out the incarnations in `tried`, and count it in.
+    def assign(self, model: str, entry: Entry, now: float, tried: Collection[str] = ()) -> Assignment | None:
+        """Choose a worker for `model` (a resolved name), leaving out the incarnations in `tried`, and count the request
+        in; None where those who are well have no room.
 
         Raises:
             ModelNotFoundError: nobody ever served it.
             NoLiveWorkerError: those who do are gone, suspect, draining, or tried already.
-            AllSlotsTakenError: those who are well have no room.
-            AllSpeedsZeroError: those who have room advertise speed 0.
+            AllSpeedsZeroError: all who are well advertise speed 0.
         """
-        alive = self._alive(model, tried)
-        roomy = {worker.address: worker for worker in alive if worker.has_room}
-        if not roomy:
-            raise AllSlotsTakenError(
-                f"all {sum(worker.registration.slots for worker in alive)} slots for {model!r} are taken",
-                retry_after=RETRY_WHEN_FULL,
-            )
-        chosen = self.strategy([_candidate(worker) for worker in roomy.values()], self.random)
-        worker = roomy[chosen.address]
-        worker.in_flight += 1
-        return Assignment(worker.address, worker.incarnation, model)
+        registry, columns, demand = self.registry, self.registry.columns, entry.demand
+        rows = registry.rows(model)
+        kv_tokens = demand.prompt_tokens + demand.most_answer_tokens
+        fit = columns.open[rows]
+        if columns.kv_bounded:
+            fit &= columns.kv_room[rows] >= kv_tokens
+        if tried:
+            fit &= ~np.isin(rows, registry.rows_of(tried))
+        roomy = rows[fit]
+        if not len(roomy):
+            self._check_served(model, tried)
+            return None
+        snapshot = self._snapshot(roomy, demand)
+        pick = self.strategy(snapshot, demand, self.random)
+        row = int(roomy[pick.index])
+        unread = max(0, demand.prompt_tokens - int(snapshot.held_tokens[pick.index]))
+        decision = Decision.of(now, self.strategy_name, snapshot, pick, registry.addresses)
+        self.history.open(entry, model).decisions.append(decision)
+        worker = registry.take(row, demand, kv_tokens, unread)
+        return Assignment(worker, model, entry.key, kv_tokens, unread)
+
+    def was_read(self, assignment: Assignment, now: float) -> None:
+        """The request's first token came."""
+        if assignment.released:
+            return
+        self.registry.was_read(assignment.worker, assignment.unread)
+        assignment.unread = 0
+        if (record := self.history.get(assignment.key)) is not None and record.first_token_at is None:
+            record.first_token_at = now
 
     def release(self, assignment: Assignment, now: float) -> None:
         """The request's stream with that worker is over, however it ended."""
         if assignment.released:
             return
         assignment.released = True
-        worker = self.registry.find(assignment.address, assignment.incarnation)
-        if worker is not None:
-            worker.in_flight -= 1
+        self.registry.give_back(assignment.worker, assignment.kv_tokens, assignment.unread)
         if (line := self._lines.get(assignment.model)) is not None:
             line.pace.record(now)
 
+    def finish(self, key: str, now: float, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
+        """The request is over; `outcome` as in `history.Record`. Tokens as counted by the worker, where known."""
+        record = self.history.get(key)
+        if record is None or record.outcome:
+            return
+        record.ended_at, record.outcome = now, outcome
+        record.prompt_tokens, record.answer_tokens = prompt_tokens, answer_tokens
+        if outcome == "ok" and record.decisions:
+            pace = self._paces.setdefault(record.model, ServicePace())
+            pace.record(now - record.decisions[-1].at, answer_tokens)
+
     # --------------------------------------------------------------------------------------------------- or to wait
 
-    def admit(self, model: str, entry: Entry) -> Assignment | None:
-        """A worker at once, where one has room and nobody waits; else None: the request waits (see `place`).
+    def admit(self, model: str, entry: Entry, now: float) -> Assignment | None:
+        """A worker at once, where one has room and nobody waits; else None: the request waits (see `place`, which is to
+        be called then, since somebody else may have had to make way).
 
         Raises:
             QueueFullError: as many wait as may.
-            The errors of `assign`, but AllSlotsTakenError only where waiting is off.
+            AllSlotsTakenError: no room, and waiting is off.
+            The errors of `assign`.
         """
+        record = self.history.open(entry, model)
         if not self.waiting(model):
-            try:
-                assignment = self.assign(model)
-            except AllSlotsTakenError:
-                if self.limits.length == 0:
-                    raise
-            else:
+            assignment = self.assign(model, entry, now)
+            if assignment is not None:
                 self.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
                 return assignment
+            if self.limits.length == 0:
+                raise self._no_room(model)
         else:
-            self._alive(model)
-        self._line(model).queue.push(entry)
+            self._check_served(model)
+        line = self._line(model)
+        pace = self._paces.get(model)
+        needs = pace.expected(entry.demand.most_answer_tokens) if pace is not None else 0.0
+        displaced = line.queue.push(entry, needs)
+        if displaced is not None:
+            self._turned_away.append((displaced, line.queue.full()))
+        record.ahead = len(line.queue) - 1
         return None
 
     def place(self, now: float) -> Iterator[tuple[Entry, Assignment | LlavaGrpcError]]:
         """Those who wait no longer: each with its worker, or with what to tell it. To be called when room may have
         come, and at `next_expiry`."""
+        yield from self._turned_away
+        self._turned_away.clear()
+        freed, self.registry.freed = self.registry.freed, set()
         for model, line in list(self._lines.items()):
-            yield from line.queue.expire(now)
-            while len(line.queue):
-                try:
-                    assignment = self.assign(model)
-                except LlavaGrpcError:
-                    break  # no room, or nobody well just now: they wait on, within their limit
-                entry = line.queue.take()
-                assert entry is not None, "somebody waits"
-                yield entry, assignment
+            if expired := line.queue.expire(now):
+                yield from expired
+                freed.add(model)  # who goes next may need less
+            if model in freed:
+                yield from self._give_room(model, line, now)
             if not len(line.queue) and not self._busy(model):
                 del self._lines[model]
 
+    def _give_room(self, model: str, line: _Line, now: float) -> Iterator[tuple[Entry, Assignment]]:
+        while (entry := line.queue.peek()) is not None:
+            try:
+                assignment = self.assign(model, entry, now)
+            except LlavaGrpcError:
+                return  # nobody is well just now: they wait on, within their limit
+            if assignment is None:
+                return
+            line.queue.take()
+            yield entry, assignment
+
     def forget(self, model: str, key: str) -> None:
         """A request that waits was cancelled."""
-        if (line := self._lines.get(model)) is not None:
-            line.queue.remove(key)
+        if (line := self._lines.get(model)) is not None and line.queue.remove(key) is not None:
+            self.registry.freed.add(model)  # who goes next may need less
 
-    def outlook(self, model: str, key: str) -> Queued:
-        """Where a request that waits stands.
+    def outlook(self, model: str, key: str, now: float) -> Queued:
+        """Where a request that waits stands, as of TELL_EVERY ago at most.
 
         Raises:
             KeyError: it does not wait.
         """
         line = self._lines[model]
-        position = line.queue.position(key)
+        if now - line.ranked_at >= TELL_EVERY or key not in line.ranking:
+            line.ranking, line.ranked_at = line.queue.ranking(), now
+        position = line.ranking[key]
         return Queued(position, line.pace.wait(position))
 
     def waiting(self, model: str) -> int:
@@ -175,21 +247,32 @@ class Dispatcher:
 
     # --------------------------------------------------------------------------------------------------------- within
 
-    def _alive(self, model: str, tried: Collection[str] = ()) -> list[Worker]:
-        """Workers of the model that are well; at least one, or the reason why not is raised."""
-        alive = [
-            worker
-            for worker in self.registry.serving(model)
-            if worker.state is WorkerState.ALIVE and worker.incarnation not in tried
-        ]
-        if alive:
-            return alive
+    def _snapshot(self, rows: Rows, demand: Demand) -> Snapshot:
+        columns, affinity = self.registry.columns, self.registry.affinity
+        held_tokens = _spread(affinity.tokens(demand), rows, columns.capacity)
+        held_pictures = _spread(affinity.pictures(demand), rows, columns.capacity)
+        return Snapshot(rows, *columns.taken(rows), held_tokens, held_pictures)
+
+    def _check_served(self, model: str, tried: Collection[str] = ()) -> None:
+        """Raise the reason why nobody will ever have room, where that is so."""
+        columns, rows = self.registry.columns, self.registry.rows(model)
+        alive = rows[columns.alive[rows]]
+        if tried:
+            alive = alive[~np.isin(alive, self.registry.rows_of(tried))]
+        if len(alive):
+            if not columns.have_speed(alive):
+                raise AllSpeedsZeroError(f"every worker that serves {model!r} advertises speed 0")
+            return
         names = self.registry.model_names()
         if self.registry.was_served(model):
             raise NoLiveWorkerError(f"no worker that serves {model!r} is well")
         if not names:
             raise NoLiveWorkerError("no worker is registered")
         raise ModelNotFoundError(f"no model is named {model!r}; served are {_listed(names)}")
+
+    def _no_room(self, model: str) -> AllSlotsTakenError:
+        slots = sum(worker.registration.slots for worker in self.registry.serving(model))
+        return AllSlotsTakenError(f"all {slots} slots for {model!r} are taken", retry_after=RETRY_WHEN_FULL)
 
     def _line(self, model: str) -> _Line:
         if model not in self._lines:
@@ -198,12 +281,19 @@ class Dispatcher:
 
     def _busy(self, model: str) -> bool:
         """Whether its pace is worth remembering."""
-        return any(worker.in_flight for worker in self.registry.serving(model))
+        return not self.registry.columns.are_idle(self.registry.rows(model))
 
 
-def _candidate(worker: Worker) -> Candidate:
-    registration = worker.registration
-    return Candidate(worker.address, registration.speed, worker.queue_length, registration.slots - worker.in_flight)
+def _spread(found: Mapping[int, int], rows: Rows, capacity: int) -> Floats:
+    """What was found for some rows, as a read-only column over `rows`; 0 for the others."""
+    if not found:
+        column = np.zeros(len(rows))
+    else:
+        everywhere = np.zeros(capacity)
+        everywhere[list(found)] = list(found.values())
+        column = everywhere[rows]
+    column.setflags(write=False)
+    return column
 
 
 def _listed(names: list[str], most: int = 10) -> str:

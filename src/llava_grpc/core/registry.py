@@ -1,4 +1,4 @@
-"""The live set: who is there, what they serve, how busy they are.
+"""The live set: who is there, what they serve, how busy they are, what they are likely to hold.
 
 Laws:
 1. An address has at most one live incarnation; what an earlier one says is answered "unknown".
@@ -6,15 +6,26 @@ Laws:
 3. In-flight counts are this controller's own. A heartbeat's load tells only what others put on the worker: the excess
    over our own count. It reconciles, it never overwrites. Being as old as the heartbeat, it weighs in the choice
    between workers but never says that one is full: the worker owns its slots, and declines.
+4. `columns` say the same as the workers, always: whatever changes a worker here writes its row.
+5. Silence is held against a worker only where it could have been heard: after a stall of the controller there is a
+   grace (`core.stall`).
+6. Nothing is looked for among all workers to know who expires next: they are kept in order of their last sign.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from llava_grpc.config import is_address
+from llava_grpc.core.affinity import DEFAULT_PICTURES, DEFAULT_PREFIX_TOKENS, AffinityIndex
+from llava_grpc.core.columns import Columns, Rows
+from llava_grpc.core.demand import Demand
+from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
 from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import RegistrationInvalidError
@@ -24,7 +35,9 @@ from llava_grpc.errors import RegistrationInvalidError
 class Registration:
     """What a worker says of itself. Checked as it is made.
 
-    `speed` is relative, tokens per second where measured; `slots` are requests answered at once.
+    `speed` is relative, tokens per second where measured; `slots` are requests answered at once; `kv_tokens` what its
+    cache of keys and values has room for, over all requests, and `cached_pictures` how many pictures' features it
+    keeps, each 0 where unknown.
     """
 
     address: str
@@ -34,6 +47,8 @@ class Registration:
     slots: int
     check_heartbeat: bool = True
     version: str = ""
+    kv_tokens: int = 0
+    cached_pictures: int = 0
 
     def __post_init__(self) -> None:
         def refuse(cause: str, remedy: str) -> RegistrationInvalidError:
@@ -56,6 +71,7 @@ class Worker:
     """A worker on the register. Changed by the registry alone."""
 
     registration: Registration
+    row: int
     registered_at: float
     last_sign: float
     state: WorkerState = WorkerState.JOINING
@@ -64,6 +80,10 @@ class Worker:
     reported_running: int = 0
     reported_waiting: int = 0
     external: int = 0
+    promised: int = 0
+    """Tokens of KV cache that our requests on it may take."""
+    unread: int = 0
+    """Prompt tokens, beyond those cached, of our requests on it that have not had their first token."""
 
     @property
     def address(self) -> str:
@@ -79,9 +99,11 @@ class Worker:
         return self.in_flight + self.external
 
     @property
-    def has_room(self) -> bool:
-        """Whether we may send it one more. It may still decline, for others' sake."""
-        return self.in_flight < self.registration.slots
+    def names(self) -> Iterator[str]:
+        """Names and aliases of its models."""
+        for card in self.registration.cards:
+            yield card.name
+            yield from card.aliases
 
     def see(self, event: WorkerEvent) -> None:
         self.state = next_state(self.state, event)
@@ -97,13 +119,27 @@ class ListedModel:
 
 @dataclass(slots=True)
 class Registry:
-    """See the module. `expiry` is in seconds, as are all times handed in as `now`."""
+    """See the module. `expiry` is in seconds, as are all times handed in as `now`, which never goes back."""
 
     expiry: float
+    stalls: StallWatch = field(default_factory=StallWatch)
+    columns: Columns = field(default_factory=Columns)
+    affinity: AffinityIndex = field(default_factory=AffinityIndex)
+    freed: set[str] = field(default_factory=set)
+    """Names and aliases of models that may have room again; whoever uses it clears it."""
+    addresses: list[str] = field(default_factory=list)
+    """Of the workers, by row."""
     _workers: dict[str, Worker] = field(default_factory=dict)
     _by_model: dict[str, dict[str, Worker]] = field(default_factory=dict)
     _by_alias: dict[str, dict[str, Worker]] = field(default_factory=dict)
     _ever_served: set[str] = field(default_factory=set)
+    _by_incarnation: dict[str, Worker] = field(default_factory=dict)
+    _rows: dict[str, Rows] = field(default_factory=dict)
+    """By name or alias, as far as asked for since the last change of membership."""
+    _canonical: dict[str, str] = field(default_factory=dict)
+    """Likewise."""
+    _silent: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    """Addresses of those who owe heartbeats, longest silent first, and the time awake of their last sign."""
 
     # ------------------------------------------------------------------------------------------------- membership
 
@@ -111,23 +147,20 @@ class Registry:
         """Put a worker that was reached on the register. Returns the one it replaces, if another life was there."""
         present = self._workers.get(registration.address)
         replaced = None
-        worker = Worker(registration, registered_at=now, last_sign=now)
-        if present is not None:
-            self._remove(present)
-            if present.incarnation == registration.incarnation:
-                # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
-                worker.in_flight, worker.sequence = present.in_flight, present.sequence
-                worker.registered_at = present.registered_at
-            else:
+        if present is not None and present.incarnation == registration.incarnation:
+            # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
+            self._unlist(present)
+            worker = present
+            worker.registration, worker.last_sign, worker.state = registration, now, WorkerState.JOINING
+        else:
+            if present is not None:
+                self._remove(present)
                 present.see(WorkerEvent.REPLACED)
                 replaced = present
+            worker = Worker(registration, self.columns.add(), registered_at=now, last_sign=now)
         worker.see(WorkerEvent.REACHED)
-        self._workers[registration.address] = worker
-        for card in registration.cards:
-            self._by_model.setdefault(card.name, {})[registration.address] = worker
-            for alias in card.aliases:
-                self._by_alias.setdefault(alias, {})[registration.address] = worker
-            self._ever_served.update((card.name, *card.aliases))
+        self._list(worker)
+        self._heard(worker, now)
         return replaced
 
     def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int, now: float) -> bool:
@@ -135,12 +168,13 @@ class Registry:
         worker = self.find(address, incarnation)
         if worker is None:
             return False
-        worker.last_sign = max(worker.last_sign, now)
-        worker.see(WorkerEvent.SIGN_OF_LIFE)
+        self._heard(worker, now)
+        self._see(worker, WorkerEvent.SIGN_OF_LIFE)
         if sequence > worker.sequence:
             worker.sequence = sequence
             worker.reported_running, worker.reported_waiting = running, waiting
             worker.external = max(0, running + waiting - worker.in_flight)
+            self._write(worker)
         return True
 
     def deregister(self, address: str, incarnation: str) -> Worker | None:
@@ -152,28 +186,34 @@ class Registry:
         return worker
 
     def expire(self, now: float) -> list[Worker]:
-        """Take off and return the workers that were silent for longer than `expiry`."""
-        expired = [worker for worker in self._workers.values() if self._expires(worker) and self._due(worker) <= now]
-        for worker in expired:
+        """Take off and return the workers that were silent for longer than `expiry`. A tick for `stalls`."""
+        self.stalls.tick(now)
+        expired = []
+        while (due := self.next_expiry()) is not None and due <= now:
+            worker = self._workers[next(iter(self._silent))]
             worker.see(WorkerEvent.EXPIRED)
             self._remove(worker)
+            expired.append(worker)
         return expired
 
     def next_expiry(self) -> float | None:
-        """When the next worker expires if nothing more is heard; None where none can."""
-        return min((self._due(worker) for worker in self._workers.values() if self._expires(worker)), default=None)
+        """When the next worker expires if nothing more is heard and no stall comes; None where none can."""
+        if not self._silent:
+            return None
+        address, awake = next(iter(self._silent.items()))
+        return max(self._workers[address].last_sign + self.expiry, self.stalls.excused_until(awake + self.expiry))
 
     def answered(self, address: str, incarnation: str) -> None:
         """A worker in doubt answered a call of ours: it is well. Heartbeats stay owed."""
         worker = self.find(address, incarnation)
         if worker is not None:
-            worker.see(WorkerEvent.SIGN_OF_LIFE)
+            self._see(worker, WorkerEvent.SIGN_OF_LIFE)
 
     def call_failed(self, address: str, incarnation: str) -> None:
         """The transport to a worker broke: no work for it until its next sign of life."""
         worker = self.find(address, incarnation)
         if worker is not None:
-            worker.see(WorkerEvent.CALL_FAILED)
+            self._see(worker, WorkerEvent.CALL_FAILED)
 
     def find(self, address: str, incarnation: str) -> Worker | None:
         """The worker of that address in that life."""
@@ -184,19 +224,105 @@ class Registry:
         """All of them, in order of address."""
         return [self._workers[address] for address in sorted(self._workers)]
 
-    @staticmethod
-    def _expires(worker: Worker) -> bool:
-        return worker.registration.check_heartbeat
+    def _heard(self, worker: Worker, now: float) -> None:
+        worker.last_sign = max(worker.last_sign, now)
+        if worker.registration.check_heartbeat:
+            self._silent[worker.address] = self.stalls.awake(now)
+            self._silent.move_to_end(worker.address)
 
-    def _due(self, worker: Worker) -> float:
-        return worker.last_sign + self.expiry
+    def _list(self, worker: Worker) -> None:
+        registration = worker.registration
+        self._workers[worker.address] = self._by_incarnation[worker.incarnation] = worker
+        for card in registration.cards:
+            self._by_model.setdefault(card.name, {})[registration.address] = worker
+            for alias in card.aliases:
+                self._by_alias.setdefault(alias, {})[registration.address] = worker
+        self._ever_served.update(worker.names)
+        self._membership_changed()
+        while len(self.addresses) <= worker.row:
+            self.addresses.append("")
+        self.addresses[worker.row] = worker.address
+        self._write(worker)
+        self.freed.update(worker.names)
 
-    def _remove(self, worker: Worker) -> None:
+    def _unlist(self, worker: Worker) -> None:
         del self._workers[worker.address]
+        self._by_incarnation.pop(worker.incarnation, None)
+        self._silent.pop(worker.address, None)
         for card in worker.registration.cards:
             _discard(self._by_model, card.name, worker.address)
             for alias in card.aliases:
                 _discard(self._by_alias, alias, worker.address)
+        self._membership_changed()
+
+    def _remove(self, worker: Worker) -> None:
+        self._unlist(worker)
+        self.affinity.forget(worker.row)
+        self.columns.drop(worker.row)
+
+    def _membership_changed(self) -> None:
+        self._rows.clear()
+        self._canonical.clear()
+
+    def _see(self, worker: Worker, event: WorkerEvent) -> None:
+        before = worker.state
+        worker.see(event)
+        if worker.state is not before:
+            self._write(worker)
+            if worker.state is WorkerState.ALIVE:
+                self.freed.update(worker.names)
+
+    def _write(self, worker: Worker) -> None:
+        """Its row says what it says."""
+        registration = worker.registration
+        # Whoever runs nothing takes any request: whether it fits at all is the worker's to say.
+        known = registration.kv_tokens and worker.in_flight
+        self.columns.write(
+            worker.row,
+            alive=worker.state is WorkerState.ALIVE,
+            speed=registration.speed,
+            queue=worker.queue_length,
+            room=registration.slots - worker.in_flight,
+            unread=worker.unread,
+            kv_room=registration.kv_tokens - worker.promised if known else math.inf,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    def take(self, row: int, demand: Demand, kv_tokens: int, unread: int) -> Worker:
+        """Count a request in, which may take so many tokens of KV cache, and has so many prompt tokens to be read."""
+        worker = self._workers[self.addresses[row]]
+        worker.in_flight += 1
+        worker.promised += kv_tokens
+        worker.unread += unread
+        self._write(worker)
+        registration = worker.registration
+        self.affinity.remember(
+            row,
+            demand,
+            registration.kv_tokens or DEFAULT_PREFIX_TOKENS,
+            registration.cached_pictures or DEFAULT_PICTURES,
+        )
+        return worker
+
+    def was_read(self, worker: Worker, unread: int) -> None:
+        """A request counted in has had its first token: its prompt holds nobody up any more."""
+        if self._is_here(worker):
+            worker.unread -= unread
+            self._write(worker)
+
+    def give_back(self, worker: Worker, kv_tokens: int, unread: int) -> None:
+        """Count a request out; with the prompt tokens that were never read."""
+        if self._is_here(worker):
+            worker.in_flight -= 1
+            worker.promised -= kv_tokens
+            worker.unread -= unread
+            self._write(worker)
+            self.freed.update(worker.names)
+
+    def _is_here(self, worker: Worker) -> bool:
+        """Whether it is on the register and has been since: one that was dropped and came back counts from nothing."""
+        return self._workers.get(worker.address) is worker
 
     # ----------------------------------------------------------------------------------------------------- models
 
@@ -204,17 +330,33 @@ class Registry:
         """Workers on the register that serve the model of that name; if there is none, of that alias."""
         return (self._by_model.get(name) or self._by_alias.get(name) or {}).values()
 
+    def rows(self, name: str) -> Rows:
+        """Rows, ascending, of those workers."""
+        rows = self._rows.get(name)
+        if rows is None:
+            rows = np.array(sorted(worker.row for worker in self.serving(name)), dtype=np.intp)
+            rows.setflags(write=False)
+            self._rows[name] = rows
+        return rows
+
+    def rows_of(self, incarnations: Iterable[str]) -> list[int]:
+        """Rows of those of these lives that are on the register."""
+        return [worker.row for name in incarnations if (worker := self._by_incarnation.get(name)) is not None]
+
     def canonical(self, name: str) -> str:
         """The model's proper name, where `name` is an alias that all who have it use for the same model."""
         if name in self._by_model:
             return name
-        meant = {
-            card.name
-            for worker in self._by_alias.get(name, {}).values()
-            for card in worker.registration.cards
-            if name in card.aliases
-        }
-        return meant.pop() if len(meant) == 1 else name
+        known = self._canonical.get(name)
+        if known is None and name in self._by_alias:
+            meant = {
+                card.name
+                for worker in self._by_alias[name].values()
+                for card in worker.registration.cards
+                if name in card.aliases
+            }
+            known = self._canonical[name] = meant.pop() if len(meant) == 1 else name
+        return name if known is None else known
 
     def was_served(self, name: str) -> bool:
         """Whether anybody ever served a model of that name or alias."""

@@ -1,61 +1,151 @@
 """Dispatch strategies: which of the workers with room gets the request.
 
-A strategy gets an immutable snapshot of the candidates (at least one) and a random source, and changes nothing. The
-two here are LLaVA's (serve/controller.py), with their defects mended: ties are random, speed 0 neither divides nor is
-drawn beside positive speeds, and a fleet of zero speeds is an error of its own.
+A strategy gets an immutable snapshot of the candidates (at least one, each of positive speed), what the request asks
+for, and a random source; it changes nothing. `lottery` and `shortest_queue` are LLaVA's (serve/controller.py), with
+their defects mended: ties are random, and speed 0 neither divides nor is drawn. Others are found by entry point or as
+`module:Class` (see `llava_grpc.plugins`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from llava_grpc.errors import AllSpeedsZeroError
+import numpy as np
+
+from llava_grpc.core.columns import Floats, Rows
+from llava_grpc.core.demand import Demand
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A worker that has room, as a strategy sees it."""
+class Snapshot:
+    """The workers that have room, as a strategy sees them: columns of equal length, one entry a candidate.
 
-    address: str
-    speed: float
-    queue_length: int
-    free_slots: int
-
-
-Strategy = Callable[[Sequence[Candidate], Random], Candidate]
-
-
-def lottery(candidates: Sequence[Candidate], random: Random) -> Candidate:
-    """One worker by lot, with probability speed / sum of speeds.
-
-    Raises:
-        AllSpeedsZeroError: no candidate has a positive speed.
+    `rows` are the dispatcher's own names for them, ascending. `queue`: requests on it. `room`: slots free. `unread`:
+    prompt tokens promised to it and not read yet. `held_tokens`: of this request's prompt, what it is likely to have in
+    its cache; `held_pictures` likewise. All arrays are read-only.
     """
-    fast = _with_speed(candidates)
-    return random.choices(fast, weights=[candidate.speed for candidate in fast])[0]
+
+    rows: Rows
+    speed: Floats
+    queue: Floats
+    room: Floats
+    unread: Floats
+    held_tokens: Floats
+    held_pictures: Floats
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, indexes: Rows) -> Snapshot:
+        """Of some of the candidates alone."""
+        return Snapshot(
+            self.rows[indexes],
+            self.speed[indexes],
+            self.queue[indexes],
+            self.room[indexes],
+            self.unread[indexes],
+            self.held_tokens[indexes],
+            self.held_pictures[indexes],
+        )
 
 
-def shortest_queue(candidates: Sequence[Candidate], random: Random) -> Candidate:
-    """The worker with the least queue_length / speed; one of them by lot where several have it.
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A choice: the candidate's index, and how the strategy weighed the candidates, for people.
 
-    Raises:
-        AllSpeedsZeroError: no candidate has a positive speed.
+    `scores`: of the candidates in `considered` (their indexes; all where None). `unit` says what a score is.
+    `most_is_best`: whether the largest is the best, rather than the smallest.
     """
-    fast = _with_speed(candidates)
-    least = min(candidate.queue_length / candidate.speed for candidate in fast)
-    return random.choice([candidate for candidate in fast if candidate.queue_length / candidate.speed == least])
+
+    index: int
+    scores: Floats
+    unit: str
+    considered: Rows | None = None
+    most_is_best: bool = False
 
 
-def _with_speed(candidates: Sequence[Candidate]) -> list[Candidate]:
-    fast = [candidate for candidate in candidates if candidate.speed > 0]
-    if not fast:
-        raise AllSpeedsZeroError("every worker that could take the request advertises speed 0")
-    return fast
+Strategy = Callable[[Snapshot, Demand, Random], Pick]
+
+OVERLOAD = 1.25
+"""How far above the mean load a worker may be and still get a request for what it holds (`cache_affinity`): the bound
+of consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018), at the value most deployed."""
+PICTURE_TOKENS = 144.0
+"""Prompt tokens that a vision pass takes as long as: on LLaVA-1.5-7B a quarter of the 576 that its picture brings."""
+
+
+def lottery(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
+    """One worker by lot, with probability speed / sum of speeds."""
+    sums = np.cumsum(candidates.speed)
+    drawn = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+    index = min(drawn, len(candidates) - 1)  # the product may round up to the whole sum
+    return Pick(index, candidates.speed / sums[-1], "chance", most_is_best=True)
+
+
+def shortest_queue(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
+    """The worker with the least queue / speed; one of them by lot where several have it."""
+    loads = candidates.queue / candidates.speed
+    return Pick(least(loads, random), loads, "requests / speed")
+
+
+def power_of_two(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
+    """The less loaded (queue / speed) of two drawn by lot (Mitzenmacher 2001)."""
+    count = len(candidates)
+    if count == 1:
+        return shortest_queue(candidates, demand, random)
+    one = int(random.random() * count)
+    other = int(random.random() * (count - 1))
+    other += other >= one
+    considered = np.array([one, other])
+    loads = candidates.queue[considered] / candidates.speed[considered]
+    return Pick(int(considered[least(loads, random)]), loads, "requests / speed", considered)
+
+
+def cache_affinity(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
+    """The worker that holds the most of the request, if it is not overloaded; else as `shortest_queue`.
+
+    Overloaded: more requests for its speed, with this one, than OVERLOAD times the mean over the candidates.
+    """
+    held = candidates.held_tokens + PICTURE_TOKENS * candidates.held_pictures
+    loads = candidates.queue / candidates.speed
+    most = held.max()
+    if most > 0:
+        bound = OVERLOAD * (candidates.queue.sum() + 1.0) / candidates.speed.sum()
+        # A worker with nothing to do is never overloaded, however slow it is.
+        within = (loads + 1.0 / candidates.speed <= bound) | (candidates.queue == 0)
+        usable = np.where(within, held, 0.0)
+        most = usable.max()
+        if most > 0:
+            best = (usable == most).nonzero()[0]
+            index = int(best[least(loads[best], random)])
+            return Pick(index, usable, "tokens held, within the bound", most_is_best=True)
+    return Pick(least(loads, random), loads, "requests / speed")
+
+
+def expected_first_token(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
+    """The worker that is expected to give the first token soonest: least work before it, over speed.
+
+    The work, in prompt tokens: what is promised and unread, and of this request what is not cached. Each running
+    request adds to it what reading this prompt costs that request: while it reads, all who run there wait.
+    """
+    own = np.maximum(demand.prompt_tokens - candidates.held_tokens, 1.0)
+    own = own + PICTURE_TOKENS * (len(demand.pictures) - candidates.held_pictures)
+    work = (candidates.unread + own * (1.0 + candidates.queue)) / candidates.speed
+    return Pick(least(work, random), work, "tokens / speed")
+
+
+def least(scores: Floats, random: Random) -> int:
+    """The index of the least; one by lot where several have it."""
+    first = int(scores.argmin())
+    equal = (scores == scores[first]).nonzero()[0]
+    return first if len(equal) == 1 else int(equal[int(random.random() * len(equal))])
 
 
 STRATEGIES: dict[str, Strategy] = {
     "lottery": lottery,
     "shortest_queue": shortest_queue,
+    "power_of_two": power_of_two,
+    "cache_affinity": cache_affinity,
+    "expected_first_token": expected_first_token,
 }

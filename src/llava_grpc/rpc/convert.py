@@ -1,4 +1,4 @@
-"""Protobuf messages to values of `core` and back. The only module that sees both.
+"""Protobuf messages to values of `core` and back. The only module that sees both, beside `demand`.
 
 What comes from outside is checked by the values themselves as they are made; errors say which part is wrong.
 """

@@ -13,11 +13,12 @@ from random import Random
 
 from llava_grpc.core.strategies import shortest_queue
 from llava_grpc.sim import theory
-from llava_grpc.sim.doors import AtOnce, LateBinding, Spec
+from llava_grpc.sim.doors import LateBinding
 from llava_grpc.sim.engine import Clock, Door, Ended, simulate
 from llava_grpc.sim.measure import BatchMeans, Estimate, estimate
+from llava_grpc.sim.rival_doors import AtOnce
 from llava_grpc.sim.rivals import AnyOne, TwoChoices
-from llava_grpc.sim.service import Steady
+from llava_grpc.sim.service import Spec, Steady
 from llava_grpc.sim.workload import Job, Request, exponential, jobs
 
 HEARTBEAT = 30.0

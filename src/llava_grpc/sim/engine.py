@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from llava_grpc.sim.workload import Job
+from llava_grpc.sim.workload import Job, next_turn
 
 
 class Clock:
@@ -45,9 +45,12 @@ class Door(Protocol):
 
 
 class Ended:
-    """Takes the jobs that have ended, served or refused; `open` counts those that have not."""
+    """Takes the jobs that have ended, served or refused; `open` counts those that have not.
 
-    __slots__ = ("_each", "_progress", "count", "open")
+    `follow`, once set, is told of each, before anything else.
+    """
+
+    __slots__ = ("_each", "_progress", "count", "follow", "open")
 
     EVERY = 1000
     """Jobs between two reports of progress."""
@@ -57,8 +60,11 @@ class Ended:
         self.count = 0
         self._each = each
         self._progress = progress
+        self.follow: Callable[[Job], None] | None = None
 
     def __call__(self, job: Job) -> None:
+        if self.follow is not None:
+            self.follow(job)
         self.open -= 1
         self.count += 1
         self._each(job)
@@ -67,7 +73,8 @@ class Ended:
 
 
 def simulate(clock: Clock, jobs: Iterator[Job], door: Door, ended: Ended, *, heartbeat: float) -> None:
-    """Offer every job at its time and run until all have ended; `heartbeat` is the interval in seconds."""
+    """Offer every job at its time, and what its conversation asks next when that is asked, and run until all have
+    ended; `heartbeat` is the interval in seconds."""
     exhausted = False
 
     def next_arrival() -> None:
@@ -79,6 +86,12 @@ def simulate(clock: Clock, jobs: Iterator[Job], door: Door, ended: Ended, *, hea
             ended.open += 1
             clock.at(job.request.at, arrive, job)
 
+    def follow(job: Job) -> None:
+        following = next_turn(job, clock.now)
+        if following is not None:
+            ended.open += 1
+            clock.at(following.request.at, door.offer, following)
+
     def arrive(job: Job) -> None:
         next_arrival()
         door.offer(job)
@@ -88,6 +101,7 @@ def simulate(clock: Clock, jobs: Iterator[Job], door: Door, ended: Ended, *, hea
         if not exhausted or ended.open:
             clock.at(clock.now + heartbeat, beat)
 
+    ended.follow = follow
     next_arrival()
     clock.at(heartbeat, beat)
     clock.run()

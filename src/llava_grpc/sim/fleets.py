@@ -8,21 +8,32 @@ from random import Random
 from llava_grpc.config import SettingsError
 from llava_grpc.core.admission import QueueLimits
 from llava_grpc.core.strategies import STRATEGIES
-from llava_grpc.sim.doors import UNBOUNDED, AtOnce, LateBinding, Spec
-from llava_grpc.sim.engine import Clock, Door, Ended, simulate
-from llava_grpc.sim.rivals import RIVALS
-from llava_grpc.sim.service import Batch, Costs, Done, Server
+from llava_grpc.sim.caches import Caches
+from llava_grpc.sim.doors import UNBOUNDED, LateBinding
+from llava_grpc.sim.engine import Clock, Ended, simulate
+from llava_grpc.sim.faults import Faults, schedule
+from llava_grpc.sim.oracle import Oracle
+from llava_grpc.sim.rival_doors import AtOnce, Central
+from llava_grpc.sim.rivals import LATE_RIVALS, RIVALS
+from llava_grpc.sim.service import Batch, Costs, Done, Server, Spec
 from llava_grpc.sim.workload import Job, Lengths, Request, bursty, jobs, mean_lengths, poisson
 
 HEARTBEAT, RIVALS_HEARTBEAT = 30.0, 15.0
 COSTS = Costs()
 ARRIVALS: dict[str, Callable[[float, Random], Iterator[float]]] = {"poisson": poisson, "bursty": bursty}
+ORACLES = {"oracle": False, "oracle_in_order": True}
+"""Those that know everything, and whether they keep to the order of arrival."""
 Progress = Callable[[int], None]
 
 
 def strategy_names() -> list[str]:
     """All that a preset can be asked to compare: those of the controller, and those that live here alone."""
-    return [*STRATEGIES, *RIVALS]
+    return [*STRATEGIES, *RIVALS, *LATE_RIVALS, *ORACLES]
+
+
+def binding(strategy: str) -> str:
+    """Where requests wait."""
+    return "worker" if strategy in RIVALS else "controller"
 
 
 def run(
@@ -32,28 +43,39 @@ def run(
     *,
     seed: int,
     limits: QueueLimits = UNBOUNDED,
+    costs: Costs = COSTS,
+    faults: Faults | None = None,
     progress: Progress | None = None,
 ) -> list[Job]:
-    """The jobs of a run on a fleet of batching workers, in order of arrival.
+    """The jobs of a run on a fleet of batching workers, in order of their numbers.
+
+    `limits` bind the controller's own strategies alone.
 
     Raises:
         SettingsError: there is no such strategy.
     """
+
+    def kind(clock: Clock, spec: Spec, done: Done) -> Server:
+        return Batch(clock, spec.speed, done, costs, Caches(spec.room))
+
     ended: list[Job] = []
     clock, end, random = Clock(), Ended(ended.append, progress), Random(f"{seed} choices")
-    door: Door
+    door: LateBinding | AtOnce
+    heartbeat = HEARTBEAT
     if strategy in STRATEGIES:
-        door, heartbeat = LateBinding(clock, fleet, _server, STRATEGIES[strategy], random, end, limits), HEARTBEAT
+        door = LateBinding(clock, fleet, kind, STRATEGIES[strategy], random, end, limits)
     elif strategy in RIVALS:
-        door, heartbeat = AtOnce(clock, fleet, _server, RIVALS[strategy](), random, end), RIVALS_HEARTBEAT
+        door, heartbeat = AtOnce(clock, fleet, kind, RIVALS[strategy](), random, end), RIVALS_HEARTBEAT
+    elif strategy in LATE_RIVALS:
+        door = Central(clock, fleet, kind, LATE_RIVALS[strategy](), random, end)
+    elif strategy in ORACLES:
+        door = Oracle(clock, fleet, kind, random, end, in_order=ORACLES[strategy])
     else:
         raise SettingsError(f"there is no strategy {strategy!r}; use one of {', '.join(strategy_names())}")
+    if faults is not None:
+        schedule(clock, door, faults)
     simulate(clock, jobs(requests), door, end, heartbeat=heartbeat)
     return sorted(ended, key=lambda job: job.number)
-
-
-def _server(clock: Clock, speed: float, done: Done) -> Server:
-    return Batch(clock, speed, done, COSTS)
 
 
 def after_warm_up(done: Sequence[Job]) -> list[Job]:

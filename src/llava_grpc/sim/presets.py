@@ -1,231 +1,34 @@
-"""What the simulator can be asked: questions, each with the load, the fleet and the figures that answer it."""
+"""What the simulator can be asked, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from random import Random
+from collections.abc import Mapping
+from dataclasses import replace
 
 from llava_grpc.config import SettingsError
-from llava_grpc.core.admission import QueueLimits
 from llava_grpc.core.strategies import STRATEGIES
-from llava_grpc.sim import closed_forms
-from llava_grpc.sim.doors import UNBOUNDED, Spec
-from llava_grpc.sim.fleets import ARRIVALS, COSTS, Progress, after_warm_up, load_of, peak_rate, run, strategy_names
-from llava_grpc.sim.measure import percentile
-from llava_grpc.sim.report import Cell, Report
-from llava_grpc.sim.workload import Job, Request, chats
+from llava_grpc.sim import closed_forms, failures, queueing, reuse, scale
+from llava_grpc.sim.fleets import ARRIVALS, strategy_names
+from llava_grpc.sim.questions import Preset, Question
+from llava_grpc.sim.report import Report
 
+__all__ = ["PRESETS", "Preset", "Question", "ask"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What a preset is told. `strategies` empty: the preset's own. `arrivals`: one of fleets.ARRIVALS."""
-
-    seed: int
-    requests: int
-    strategies: tuple[str, ...] = ()
-    arrivals: str = "poisson"
-    progress: Progress | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """A question: its answer, how many requests it takes by default, and how many jobs it runs for one request.
-
-    `plots`: the answer has distributions to draw.
-    """
-
-    ask: Callable[[Question], Report]
-    about: str
-    requests: int
-    strategies: tuple[str, ...]
-    jobs_a_request: Callable[[int], float]
-    """By the number of strategies; an estimate, for a progress bar."""
-    plots: bool = True
-
-
-# ------------------------------------------------------------------------------------------------------ closed-forms
-
-
-def ask_closed_forms(question: Question) -> Report:
-    """The simulator against queueing theory."""
-    if question.strategies or question.arrivals != "poisson":
-        raise SettingsError("closed-forms has its own strategies and arrivals; leave --strategy and --arrivals out")
-    rows: list[tuple[Cell, ...]] = []
-    for system in closed_forms.SYSTEMS:
-        for load in closed_forms.LOADS:
-            found = closed_forms.mean_response(system, load, question.requests, question.seed, question.progress)
-            exact = system.exact(load)
-            off = 100 * (found.mean / exact - 1)
-            rows.append(
-                (system.name, load, found.mean, exact, off, 100 * found.half_width / exact, found.covers(exact))
-            )
-    return Report(
-        preset="closed-forms",
-        seed=question.seed,
-        requests=question.requests,
-        columns=("system", "load", "mean_response", "exact", "off_percent", "interval_percent", "inside"),
-        rows=rows,
-        notes=(
-            "Mean work is 1. The interval is 99 %, by batch means with a control variate: one in a hundred is outside.",
-            "Two choices: exact as servers grow in number; 200 are a little slower. Random needs the most requests.",
-        ),
-    )
-
-
-# ----------------------------------------------------------------------------------------------------- heterogeneous
-
-UNLIKE = tuple(Spec(speed, slots=8) for speed in (1, 1, 2, 4))
-
-
-def ask_heterogeneous(question: Question) -> Report:
-    """Workers of speeds 1, 1, 2 and 4, at 90 % of what they can do."""
-    random = Random(f"{question.seed} requests")
-    lengths = chats(question.requests, random)
-    requests = load_of(lengths, 0.9 * peak_rate(UNLIKE, lengths), random, arrivals=question.arrivals)
-    rows: list[tuple[Cell, ...]] = []
-    curves: dict[str, list[float]] = {}
-    for name in question.strategies:
-        done = after_warm_up(run(name, requests, UNLIKE, seed=question.seed, progress=question.progress))
-        first = [job.to_first_token for job in done]
-        whole = [job.response for job in done]
-        curves[name] = first
-        rows.append((name, _binding(name), *(percentile(first, p) for p in (50, 90, 99)), percentile(whole, 99)))
-    return Report(
-        preset="heterogeneous",
-        seed=question.seed,
-        requests=question.requests,
-        columns=("strategy", "waits_at", "first_token_p50", "first_token_p90", "first_token_p99", "answer_p99"),
-        rows=rows,
-        notes=("4 workers of speeds 1, 1, 2, 4, 8 slots each, 90 % load; the same requests for each. Seconds.",),
-        curves=curves,
-        curve_label="time to first token",
-    )
-
-
-def _binding(name: str) -> str:
-    return "controller" if name in STRATEGIES else "worker"
-
-
-# ---------------------------------------------------------------------------------------------------------- overload
-
-ALIKE = (Spec(slots=8),) * 4
-PATIENCE = (10.0, 60.0)
-
-
-def ask_overload(question: Question) -> Report:
-    """Twice what the fleet can do, each request with a deadline."""
-    random = Random(f"{question.seed} requests")
-    lengths = chats(question.requests, random)
-    rate = 2 * peak_rate(ALIKE, lengths)
-    requests = load_of(lengths, rate, random, arrivals=question.arrivals, patience=PATIENCE)
-    begin, end = requests[len(requests) // 10].at, requests[-1].at
-    capacity = (end - begin) * len(ALIKE)
-    rows: list[tuple[Cell, ...]] = []
-    curves: dict[str, list[float]] = {}
-    for name in question.strategies:
-        done = run(name, requests, ALIKE, seed=question.seed, limits=QueueLimits(), progress=question.progress)
-        in_window = [job for job in done if job.error is None and begin < job.finished <= end]
-        late = sum(_dispatched_late(job) for job in done)
-        first = [job.to_first_token for job in after_warm_up(done) if job.error is None]
-        curves[name] = first
-        rows.append(
-            (
-                name,
-                100 * sum(_work(job) for job in in_window) / capacity,
-                100 * sum(_work(job) for job in in_window if job.in_time) / capacity,
-                100 * sum(job.error is not None for job in done) / len(done),
-                late,
-                percentile(first, 50),
-                percentile(first, 99),
-            )
-        )
-    return Report(
-        preset="overload",
-        seed=question.seed,
-        requests=question.requests,
-        columns=(
-            "strategy",
-            "work_percent_of_peak",
-            "in_time_percent_of_peak",
-            "refused_percent",
-            "dispatched_late",
-            "first_token_p50",
-            "first_token_p99",
-        ),
-        rows=rows,
-        notes=(
-            "4 workers of 8 slots, twice the load that they can carry; deadlines 10 to 60 s after arrival; a waiting "
-            "request may wait for 60 s, 256 at once. Seconds.",
-            "A request that runs past its deadline is finished all the same here: in a fleet its client cancels it.",
-        ),
-        curves=curves,
-        curve_label="time to first token of those served",
-    )
-
-
-def _work(job: Job) -> float:
-    return COSTS.seconds(job.request.prompt, job.request.answer, ALIKE[0].slots)
-
-
-def _dispatched_late(job: Job) -> bool:
-    return job.request.deadline is not None and job.dispatched >= job.request.deadline
-
-
-# ----------------------------------------------------------------------------------------------------------- tenants
-
-SHARED = (Spec(slots=4),) * 4
-CALM, FLOOD = "calm", "flood"
-CALM_LOAD, FLOOD_LOAD = 0.8, 10.0
-"""Of each tenant's share, which is half the fleet."""
-
-
-def ask_tenants(question: Question) -> Report:
-    """Two tenants with equal shares; one sends ten times its own."""
-    random = Random(f"{question.seed} requests")
-    lengths = chats(question.requests, random)
-    share = peak_rate(SHARED, lengths) / 2
-    calm = load_of(lengths, CALM_LOAD * share, random, arrivals=question.arrivals, tenant=CALM)
-    more = random.choices(lengths, k=round(question.requests * FLOOD_LOAD / CALM_LOAD))
-    flood = load_of(more, FLOOD_LOAD * share, random, arrivals=question.arrivals, tenant=FLOOD)
-    both = sorted(calm + [request for request in flood if request.at <= calm[-1].at], key=lambda request: request.at)
-    rows: list[tuple[Cell, ...]] = []
-    curves: dict[str, list[float]] = {}
-
-    def row(label: str, name: str, requests: Sequence[Request], fleet: Sequence[Spec], limits: QueueLimits) -> None:
-        done = run(name, requests, fleet, seed=question.seed, limits=limits, progress=question.progress)
-        its = after_warm_up([job for job in done if job.request.tenant == CALM])
-        served = [job for job in its if job.error is None]
-        waits = [job.wait for job in served]
-        refused = 100 * (1 - len(served) / len(its))
-        curves[f"{name}, {label}"] = [job.to_first_token for job in served]
-        first = percentile([job.to_first_token for job in served], 99)
-        rows.append((name, label, refused, percentile(waits, 50), percentile(waits, 99), first))
-
-    for name in question.strategies:
-        row("alone", name, calm, SHARED, UNBOUNDED)
-        row("on its share alone", name, calm, SHARED[: len(SHARED) // 2], UNBOUNDED)
-        row("beside the flood", name, both, SHARED, UNBOUNDED)
-        if name in STRATEGIES:
-            row("and a queue of 256", name, both, SHARED, replace(QueueLimits(), wait=UNBOUNDED.wait))
-    return Report(
-        preset="tenants",
-        seed=question.seed,
-        requests=question.requests,
-        columns=("strategy", "calm_tenant", "refused_percent", "wait_p50", "wait_p99", "first_token_p99"),
-        rows=rows,
-        notes=(
-            "4 workers of 4 slots; the calm tenant sends 80 % of its share (half the fleet), the other ten times its "
-            "own. Seconds, of the calm tenant. Its share: 2 workers to itself. 256: the most that may wait.",
-        ),
-        curves=curves,
-        curve_label="time to first token of the calm tenant",
-    )
-
+CACHES = (
+    *STRATEGIES,
+    "random",
+    "round_robin",
+    "two_choices",
+    "peak_ewma",
+    "late_round_robin",
+    "oracle_in_order",
+    "oracle",
+)
+"""Whom to compare where it matters what a worker has at hand."""
 
 PRESETS: Mapping[str, Preset] = {
     "closed-forms": Preset(
-        ask=ask_closed_forms,
+        ask=queueing.ask_closed_forms,
         about="the simulator against queueing theory: random, central queue, two choices",
         requests=100_000,
         strategies=(),
@@ -233,25 +36,53 @@ PRESETS: Mapping[str, Preset] = {
         plots=False,
     ),
     "heterogeneous": Preset(
-        ask=ask_heterogeneous,
+        ask=queueing.ask_heterogeneous,
         about="workers of speeds 1, 1, 2 and 4 at 90 % load: time to first token, against LLaVA's own rule",
-        requests=50_000,
+        requests=20_000,
         strategies=("shortest_queue", "lottery", "shortest_at_once", "llava", "llava_speeds", "llava_stale"),
-        jobs_a_request=lambda strategies: strategies,
+        jobs_a_request=lambda strategies: strategies * len(queueing.SLOTS),
+    ),
+    "failures": Preset(
+        ask=failures.ask_failures,
+        about="workers that die, noticed at once, late or by silence alone, and heartbeats that are lost",
+        requests=10_000,
+        strategies=(*STRATEGIES, "round_robin", "llava"),
+        jobs_a_request=lambda strategies: strategies * len(failures.CASES),
+    ),
+    "no-reuse": Preset(
+        ask=reuse.ask_no_reuse,
+        about="goodput where nobody asks about the same picture twice",
+        requests=5_000,
+        strategies=CACHES,
+        jobs_a_request=reuse.jobs_a_request,
     ),
     "overload": Preset(
-        ask=ask_overload,
+        ask=queueing.ask_overload,
         about="twice the load that the fleet can carry: what is still done, and in time",
         requests=20_000,
         strategies=("shortest_queue", "llava"),
         jobs_a_request=lambda strategies: strategies,
     ),
+    "reuse": Preset(
+        ask=reuse.ask_reuse,
+        about="goodput of conversations about pictures, four in five seen before, against an oracle",
+        requests=5_000,
+        strategies=CACHES,
+        jobs_a_request=reuse.jobs_a_request,
+    ),
+    "scale": Preset(
+        ask=scale.ask_scale,
+        about="1,000 workers and about 10,000 requests at once",
+        requests=50_000,
+        strategies=tuple(STRATEGIES),
+        jobs_a_request=lambda strategies: strategies,
+    ),
     "tenants": Preset(
-        ask=ask_tenants,
+        ask=queueing.ask_tenants,
         about="one tenant sends ten times its share: what the other notices",
         requests=4_000,
         strategies=("shortest_queue", "llava"),
-        jobs_a_request=lambda strategies: strategies * (4 + 2 * FLOOD_LOAD / CALM_LOAD),
+        jobs_a_request=lambda strategies: strategies * (4 + 2 * queueing.FLOOD_LOAD / queueing.CALM_LOAD),
     ),
 }
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
+from llava_grpc.core.demand import Piece
 from llava_grpc.errors import LlavaGrpcError
 
 PICTURE_TOKENS = 576
 """Of one picture of 336 pixels under CLIP's patches of 14, as in LLaVA 1.5."""
+MOST_ANSWER_TOKENS = 1024
+"""The longest answer, and what every request allows."""
 
 
 class Request(NamedTuple):
     """One request. `at` and `deadline` are in seconds of virtual time; `work` is seconds of a worker of speed 1, for
-    servers that count in seconds; `prompt` and `answer` are tokens, for those that count in tokens."""
+    servers that count in seconds; `prompt` and `answer` are tokens, for those that count in tokens.
+
+    Where prompts share something, `pieces` and `pictures` are as in `core.demand.Demand` (the tokens of the pieces add
+    up to `prompt`), `stands` tells the number of the piece in which each picture stands, and `said` is the answer as a
+    piece of the conversation's next prompt. `then` is the conversation's next request; its `at` is counted from the end
+    of the answer to this one.
+    """
 
     at: float
     tenant: str = ""
@@ -24,12 +33,39 @@ class Request(NamedTuple):
     prompt: int = 0
     answer: int = 0
     deadline: float | None = None
+    pieces: tuple[Piece, ...] = ()
+    pictures: tuple[bytes, ...] = ()
+    stands: tuple[int, ...] = ()
+    said: Piece | None = None
+    then: Request | None = None
+
+    @property
+    def turns(self) -> int:
+        """Requests of the conversation from here on."""
+        count, following = 1, self.then
+        while following is not None:
+            count, following = count + 1, following.then
+        return count
 
 
 class Job:
     """A request on its way through one run, and when what happened to it."""
 
-    __slots__ = ("dispatched", "error", "finished", "first_token", "key", "node", "number", "request", "ticket")
+    __slots__ = (
+        "declined",
+        "dispatched",
+        "error",
+        "finished",
+        "first_token",
+        "key",
+        "need",
+        "node",
+        "number",
+        "request",
+        "retries",
+        "ticket",
+        "when_read",
+    )
 
     def __init__(self, number: int, request: Request) -> None:
         self.number = number
@@ -38,8 +74,16 @@ class Job:
         self.dispatched = self.first_token = self.finished = math.nan
         self.error: LlavaGrpcError | None = None
         self.node = -1
+        self.need: tuple[int, int] | None = None
+        """Pictures seen and prompt tokens read for it, by the worker that answered; None where it keeps no account."""
+        self.declined = 0
+        """How often a worker had no slot for it after all."""
+        self.retries = 0
+        """How often a worker was lost with it."""
         self.ticket: object = None
         """Whatever the door keeps with it."""
+        self.when_read: Callable[[Job], None] | None = None
+        """Hears that its first token came, where a server tells that apart from its end."""
 
     @property
     def wait(self) -> float:
@@ -61,8 +105,19 @@ class Job:
 
 
 def jobs(requests: Iterable[Request]) -> Iterator[Job]:
-    """Fresh jobs for a run."""
-    return (Job(number, request) for number, request in enumerate(requests))
+    """Fresh jobs for a run: the first of each conversation. The numbers of its others follow (see `next_turn`)."""
+    number = 0
+    for request in requests:
+        yield Job(number, request)
+        number += request.turns
+
+
+def next_turn(job: Job, now: float) -> Job | None:
+    """What its conversation asks next, where it was answered just now and there is more."""
+    following = job.request.then
+    if following is None or job.error is not None:
+        return None
+    return Job(job.number + 1, following._replace(at=now + following.at))
 
 
 def poisson(rate: float, random: Random) -> Iterator[float]:
@@ -116,8 +171,8 @@ def chats(count: int, random: Random, *, pictures: float = 1.0) -> list[Lengths]
     in a share of `pictures`; answers of at most 1,024 tokens."""
     return [
         Lengths(
-            prompt=_lognormal(random, 40, 0.8, 2048) + (PICTURE_TOKENS if random.random() < pictures else 0),
-            answer=_lognormal(random, 120, 0.8, 1024),
+            prompt=lognormal(random, 40, 0.8, 2048) + (PICTURE_TOKENS if random.random() < pictures else 0),
+            answer=lognormal(random, 120, 0.8, MOST_ANSWER_TOKENS),
         )
         for _ in range(count)
     ]
@@ -131,5 +186,6 @@ def mean_lengths(lengths: Sequence[Lengths]) -> tuple[float, float]:
     )
 
 
-def _lognormal(random: Random, median: float, sigma: float, most: int) -> int:
+def lognormal(random: Random, median: float, sigma: float, most: int) -> int:
+    """A whole number, from 1 to `most`."""
     return max(1, min(most, round(random.lognormvariate(math.log(median), sigma))))

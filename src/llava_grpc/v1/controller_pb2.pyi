@@ -79,7 +79,7 @@ class RegisterRequest(_message.Message):
     protocol_version: _builtins.int
     """The version of this contract that the worker speaks; now 1."""
     speed: _builtins.float
-    """Relative speed, tokens per second where measured. Finite and not negative; 0 is chosen only when nothing else is."""
+    """Relative speed, tokens per second where measured. Finite and not negative; 0 gets no work."""
     slots: _builtins.int
     """How many requests it answers at once. At least 1."""
     check_heartbeat: _builtins.bool

@@ -21,7 +21,7 @@ def test_a_table_with_its_seed(capsys: pytest.CaptureFixture[str]):
 def test_json_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert run([*SMALL, "--json", "--plot", str(tmp_path / "plot.png")]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert [row["strategy"] for row in answer["rows"]] == ["lottery", "llava"]
+    assert [row["strategy"] for row in answer["rows"]] == ["lottery", "llava"] * 3
     assert answer["seed"] == 1
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,6 +1,7 @@
 """Who waits and who goes next, in virtual time."""
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -44,9 +45,9 @@ def test_priority_goes_first_then_deadline_then_arrival():
     waiting.push(entry("afterwards", arrived=2))
     waiting.push(entry("batch", arrived=0, priority=Priority.LOW, deadline=5))
     waiting.push(entry("urgent", arrived=3, priority=Priority.HIGH))
-    assert [waiting.position(key) for key in ("urgent", "soon", "late", "whenever", "afterwards", "batch")] == [
-        *range(6)
-    ]
+    assert waiting.ranking() == {
+        key: place for place, key in enumerate(("urgent", "soon", "late", "whenever", "afterwards", "batch"))
+    }
     assert drained(waiting) == ["urgent", "soon", "late", "whenever", "afterwards", "batch"]
     assert len(waiting) == 0
 
@@ -71,12 +72,12 @@ def test_who_was_away_saves_nothing_up():
     assert counters["newcomer"] == counters["busy"]
 
 
-def test_a_full_queue_says_so_and_nobody_is_pushed_out():
+def test_a_full_queue_says_so_and_no_equal_is_pushed_out():
     waiting = queue(length=2)
     waiting.push(entry("a"))
     waiting.push(entry("b"))
     with pytest.raises(QueueFullError):
-        waiting.push(entry("c", priority=Priority.HIGH))
+        waiting.push(entry("c"))
     assert drained(waiting) == ["a", "b"]
     with pytest.raises(QueueFullError):
         queue(length=0).push(entry("d"))
@@ -140,6 +141,46 @@ def test_service_difference_stays_within_the_bound_of_the_paper():
         assert abs(served["a"] - served["b"]) <= bound, f"seed {seed}"
 
 
+def test_a_flood_fills_the_queue_for_itself_alone():
+    waiting = queue(length=10)
+    for number in range(10):
+        waiting.push(entry(f"flood{number}", arrived=number, tenant="flood"))
+    with pytest.raises(QueueFullError):
+        waiting.push(entry("flood10", arrived=10, tenant="flood"))
+    made_way = [waiting.push(entry(f"calm{number}", arrived=11 + number, tenant="calm")) for number in range(5)]
+    assert [one.key for one in made_way if one is not None] == ["flood9", "flood8", "flood7", "flood6", "flood5"]
+    with pytest.raises(QueueFullError):
+        waiting.push(entry("calm5", arrived=16, tenant="calm"))
+    assert len(waiting) == 10
+
+
+def test_the_least_urgent_make_way_for_the_more_urgent_never_the_other_way_round():
+    waiting = queue(length=2)
+    waiting.push(entry("batch", priority=Priority.LOW))
+    waiting.push(entry("chat"))
+    displaced = waiting.push(entry("urgent", priority=Priority.HIGH))
+    assert displaced is not None
+    assert displaced.key == "batch"
+    with pytest.raises(QueueFullError):
+        waiting.push(entry("more batch", priority=Priority.LOW))
+    assert drained(waiting) == ["urgent", "chat"]
+
+
+def test_who_cannot_be_answered_in_time_is_told_while_it_waits():
+    waiting = queue()
+    waiting.push(entry("short", deadline=10), needs=2)
+    waiting.push(entry("long", deadline=10), needs=6)
+    waiting.push(entry("unknown", deadline=10))
+    assert waiting.next_expiry() == 4
+    [(gone, error)] = waiting.expire(4)
+    assert gone.key == "long"
+    assert isinstance(error, DeadlineExceededError)
+    assert "answers take 6.0 s" in error.cause
+    assert [one.key for one, _ in waiting.expire(8)] == ["short"]
+    [(gone, error)] = waiting.expire(10)
+    assert (gone.key, "before the deadline" in error.cause) == ("unknown", True)
+
+
 class Histories(RuleBasedStateMachine):
     """Random histories against a plain list: nobody is lost, doubled, or served after the time is up."""
 
@@ -154,12 +195,22 @@ class Histories(RuleBasedStateMachine):
         self.count += 1
         deadline = None if patience is None else self.now + patience
         new = entry(str(self.count), arrived=self.now, tenant=tenant, priority=priority, deadline=deadline)
-        if len(self.waiting) >= 8:
+        if len(self.waiting) < 8:
+            assert self.queue.push(new) is None
+            self.waiting[new.key] = new
+            return
+        counts = Counter((one.priority, one.tenant) for one in self.waiting.values())
+        least_urgent = max(one.priority for one in self.waiting.values())
+        most = max(count for (priority, _), count in counts.items() if priority == least_urgent)
+        if priority < least_urgent or (priority == least_urgent and most > counts[priority, tenant] + 1):
+            displaced = self.queue.push(new)
+            assert displaced is not None
+            assert (displaced.priority, counts[displaced.priority, displaced.tenant]) == (least_urgent, most)
+            del self.waiting[displaced.key]
+            self.waiting[new.key] = new
+        else:
             with pytest.raises(QueueFullError):
                 self.queue.push(new)
-        else:
-            self.queue.push(new)
-            self.waiting[new.key] = new
 
     @rule()
     def take(self) -> None:
@@ -187,7 +238,13 @@ class Histories(RuleBasedStateMachine):
     def the_same_wait(self) -> None:
         assert len(self.queue) == len(self.waiting)
         assert all(key in self.queue for key in self.waiting)
-        assert sorted(self.queue.position(key) for key in self.waiting) == [*range(len(self.waiting))]
+        assert sorted(self.queue.ranking().items(), key=lambda item: item[1]) == [
+            (key, place) for place, key in enumerate(self.queue.ranking())
+        ]
+        assert self.queue.ranking().keys() == self.waiting.keys()
+        following = self.queue.peek()
+        assert (following is None) == (not self.waiting)
+        assert following is None or self.queue.ranking()[following.key] == 0
         due = [min(one.arrived + 20, one.deadline or float("inf")) for one in self.waiting.values()]
         assert self.queue.next_expiry() == min(due, default=None)
 

@@ -1,23 +1,39 @@
 """Who gets a request, who is told what when nobody can, and that counts come back to zero."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 
+import numpy as np
 import pytest
 
-from llava_grpc.core.dispatcher import Dispatcher
+from llava_grpc.core.admission import Entry, QueueLimits
+from llava_grpc.core.demand import NOTHING, Demand, Piece, plain
+from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry
-from llava_grpc.core.strategies import shortest_queue
+from llava_grpc.core.states import WorkerState
+from llava_grpc.core.strategies import STRATEGIES, shortest_queue
 from llava_grpc.errors import (
     AllSlotsTakenError,
     AllSpeedsZeroError,
+    DeadlineExceededError,
+    LlavaGrpcError,
     ModelNotFoundError,
     ModelRequiredError,
     NoLiveWorkerError,
+    QueueFullError,
 )
 
 Make = Callable[..., Registration]
+
+
+def assign(dispatcher: Dispatcher, model: str, tried: Collection[str] = (), demand: Demand = NOTHING) -> Assignment:
+    """A worker for a request; it is an error that none has room."""
+    key = str(len(dispatcher.history))
+    assignment = dispatcher.assign(model, Entry(key=key, arrived=0.0, demand=demand), 0.0, tried)
+    assert assignment is not None
+    return assignment
 
 
 @pytest.fixture
@@ -28,7 +44,7 @@ def dispatcher() -> Dispatcher:
 def test_a_hundred_at_once_on_four_equals_are_split_evenly(dispatcher: Dispatcher, registration: Make):
     for port in range(1, 5):
         dispatcher.registry.register(registration(port, slots=30), now=0)
-    assignments = [dispatcher.assign("m") for _ in range(100)]
+    assignments = [assign(dispatcher, "m") for _ in range(100)]
     assert all(24 <= count <= 26 for count in Counter(a.address for a in assignments).values())
     for assignment in assignments:
         dispatcher.release(assignment, now=1)
@@ -39,12 +55,13 @@ def test_a_hundred_at_once_on_four_equals_are_split_evenly(dispatcher: Dispatche
 def test_no_worker_gets_more_than_its_slots(dispatcher: Dispatcher, registration: Make):
     dispatcher.registry.register(registration(1, slots=2), now=0)
     dispatcher.registry.register(registration(2, slots=3), now=0)
-    assignments = [dispatcher.assign("m") for _ in range(5)]
+    assignments = [assign(dispatcher, "m") for _ in range(5)]
+    assert dispatcher.assign("m", Entry(key="one too many", arrived=0.0), 0.0) is None
     with pytest.raises(AllSlotsTakenError) as caught:
-        dispatcher.assign("m")
+        dispatcher.admit("m", Entry(key="none may wait", arrived=0.0), 0.0)
     assert caught.value.retry_after is not None
     dispatcher.release(assignments[0], now=1)
-    assert dispatcher.assign("m").address == assignments[0].address
+    assert assign(dispatcher, "m").address == assignments[0].address
 
 
 def test_others_requests_weigh_in_the_choice_but_an_old_report_never_says_full(
@@ -53,47 +70,182 @@ def test_others_requests_weigh_in_the_choice_but_an_old_report_never_says_full(
     dispatcher.registry.register(registration(1, slots=4), now=0)
     dispatcher.registry.heartbeat("127.0.0.1:1", "life-of-1", 1, running=4, waiting=0, now=1)
     dispatcher.registry.register(registration(2, slots=4), now=0)
-    assert [dispatcher.assign("m").address for _ in range(4)] == ["127.0.0.1:2"] * 4
-    assert [dispatcher.assign("m").address for _ in range(4)] == ["127.0.0.1:1"] * 4, "the worker knows better"
+    assert [assign(dispatcher, "m").address for _ in range(4)] == ["127.0.0.1:2"] * 4
+    assert [assign(dispatcher, "m").address for _ in range(4)] == ["127.0.0.1:1"] * 4, "the worker knows better"
 
 
 def test_each_cause_has_its_own_error(dispatcher: Dispatcher, registration: Make):
     with pytest.raises(NoLiveWorkerError):
         dispatcher.resolve("")
     with pytest.raises(NoLiveWorkerError):
-        dispatcher.assign("m")
+        assign(dispatcher, "m")
     dispatcher.registry.register(registration(1, "m", speed=0.0), now=0)
     with pytest.raises(ModelNotFoundError, match="served are m"):
-        dispatcher.assign("other")
+        assign(dispatcher, "other")
     with pytest.raises(AllSpeedsZeroError):
-        dispatcher.assign("m")
+        assign(dispatcher, "m")
     assert dispatcher.resolve("") == "m"
     dispatcher.registry.register(registration(2, "n"), now=0)
     with pytest.raises(ModelRequiredError, match="m, n"):
         dispatcher.resolve("")
     dispatcher.registry.deregister("127.0.0.1:1", "life-of-1")
     with pytest.raises(NoLiveWorkerError, match="'m'"):
-        dispatcher.assign("m")
+        assign(dispatcher, "m")
 
 
 def test_suspects_and_those_tried_get_nothing(dispatcher: Dispatcher, registration: Make):
     for port in (1, 2, 3):
         dispatcher.registry.register(registration(port), now=0)
     dispatcher.registry.call_failed("127.0.0.1:1", "life-of-1")
-    chosen = {dispatcher.assign("m", tried={"life-of-2"}).address for _ in range(4)}
+    chosen = {assign(dispatcher, "m", tried={"life-of-2"}).address for _ in range(4)}
     assert chosen == {"127.0.0.1:3"}
     with pytest.raises(NoLiveWorkerError):
-        dispatcher.assign("m", tried={"life-of-2", "life-of-3"})
+        assign(dispatcher, "m", tried={"life-of-2", "life-of-3"})
 
 
 def test_releasing_after_the_worker_was_replaced_leaves_the_new_life_alone(dispatcher: Dispatcher, registration: Make):
     dispatcher.registry.register(registration(1, incarnation="old"), now=0)
-    assignment = dispatcher.assign("m")
+    assignment = assign(dispatcher, "m")
     dispatcher.registry.register(registration(1, incarnation="new"), now=1)
     dispatcher.release(assignment, now=1)
     assert [worker.in_flight for worker in dispatcher.registry.workers()] == [0]
 
 
+def test_a_worker_that_was_dropped_and_came_back_counts_from_nothing(dispatcher: Dispatcher, registration: Make):
+    """As after a stop for longer than the expiry: the streams of before end without taking its count below zero."""
+    dispatcher.registry.register(registration(1), now=0)
+    before = [assign(dispatcher, "m") for _ in range(3)]
+    assert [worker.address for worker in dispatcher.registry.expire(90)] == ["127.0.0.1:1"]
+    dispatcher.registry.register(registration(1), now=100)
+    after = assign(dispatcher, "m")
+    for assignment in before:
+        dispatcher.release(assignment, now=101)
+    assert [worker.in_flight for worker in dispatcher.registry.workers()] == [1]
+    dispatcher.release(after, now=102)
+    assert [worker.in_flight for worker in dispatcher.registry.workers()] == [0]
+
+
 def test_an_alias_is_as_good_as_a_name(dispatcher: Dispatcher, registration: Make):
     dispatcher.registry.register(registration(1, "m", aliases=("nickname",)), now=0)
-    assert dispatcher.assign("nickname").address == "127.0.0.1:1"
+    assert assign(dispatcher, "nickname").address == "127.0.0.1:1"
+
+
+def test_a_worker_of_speed_zero_gets_nothing_beside_others_not_even_when_they_are_full(
+    dispatcher: Dispatcher, registration: Make
+):
+    dispatcher.limits = QueueLimits(length=5)
+    dispatcher.registry.register(registration(1, speed=0.0), now=0)
+    dispatcher.registry.register(registration(2, speed=1e-9, slots=1), now=0)
+    assert assign(dispatcher, "m").address == "127.0.0.1:2"
+    assert dispatcher.admit("m", Entry(key="waits", arrived=0.0), 0.0) is None
+    assert dispatcher.waiting("m") == 1
+
+
+def test_no_worker_is_promised_more_cache_than_it_has_but_an_idle_one_takes_anything(
+    dispatcher: Dispatcher, registration: Make
+):
+    dispatcher.limits = QueueLimits(length=5)
+    dispatcher.registry.register(registration(1, slots=8, kv_tokens=1000), now=0)
+    large = assign(dispatcher, "m", demand=plain(5000))
+    assert dispatcher.assign("m", Entry(key="small", arrived=0.0, demand=plain(1)), 0.0) is None
+    dispatcher.release(large, 1.0)
+    half = assign(dispatcher, "m", demand=plain(300, most_answer_tokens=200))
+    assign(dispatcher, "m", demand=plain(500))
+    assert dispatcher.admit("m", Entry(key="no room", arrived=2.0, demand=plain(1)), 2.0) is None
+    dispatcher.release(half, 3.0)
+    assert [entry.key for entry, _ in dispatcher.place(3.0)] == ["no room"]
+
+
+def test_where_the_next_one_is_too_large_its_leaving_makes_way(dispatcher: Dispatcher, registration: Make):
+    """Whoever waits behind one that needs more is served once that one is gone, without any release."""
+    dispatcher.limits = QueueLimits(length=5, wait=60)
+    dispatcher.registry.register(registration(1, slots=8, kv_tokens=1000), now=0)
+    assign(dispatcher, "m", demand=plain(600))
+    for key, tokens in (("large", 500), ("larger", 600), ("small", 100)):
+        deadline = 5.0 if key == "larger" else 4.0 if key == "large" else None
+        entry = Entry(key=key, arrived=0.0, demand=plain(tokens), deadline=deadline)
+        assert dispatcher.admit("m", entry, 0.0) is None
+    assert list(dispatcher.place(1.0)) == []
+    dispatcher.forget("m", "large")
+    assert list(dispatcher.place(2.0)) == []
+    placed = {entry.key: type(outcome) for entry, outcome in dispatcher.place(5.0)}
+    assert placed == {"larger": DeadlineExceededError, "small": Assignment}
+
+
+def test_unread_prompts_are_counted_until_the_first_token(dispatcher: Dispatcher, registration: Make):
+    dispatcher.registry.register(registration(1), now=0)
+    talk = Demand((Piece(b"a", 300), Piece(b"b", 50)))
+    first = assign(dispatcher, "m", demand=talk)
+    second = assign(dispatcher, "m", demand=talk)
+    [worker] = dispatcher.registry.workers()
+    assert worker.unread == 350, "the second one finds it in the cache"
+    dispatcher.was_read(first, 1.0)
+    dispatcher.was_read(first, 1.0)
+    assert worker.unread == 0
+    dispatcher.release(first, 2.0)
+    dispatcher.release(second, 2.0)
+    assert (worker.unread, worker.promised, worker.in_flight) == (0, 0, 0)
+
+
+def test_one_that_must_make_way_is_told(dispatcher: Dispatcher, registration: Make):
+    dispatcher.limits = QueueLimits(length=3)
+    dispatcher.registry.register(registration(1, slots=1), now=0)
+    assign(dispatcher, "m")
+    for number in range(3):
+        assert dispatcher.admit("m", Entry(key=f"flood{number}", tenant="flood", arrived=number), number) is None
+    assert dispatcher.admit("m", Entry(key="calm", tenant="calm", arrived=4.0), 4.0) is None
+    [(entry, outcome)] = dispatcher.place(4.0)
+    assert (entry.key, type(outcome)) == ("flood2", QueueFullError)
+
+
+def test_whoever_registers_first_loses_nothing_to_a_row_given_again(dispatcher: Dispatcher, registration: Make):
+    """Rows are given again: what was promised to, or held by, a worker that left is not its successor's."""
+    for port in range(1, 40):
+        dispatcher.registry.register(registration(port), now=0)
+    talk = Demand((Piece(b"a", 300),))
+    assignment = assign(dispatcher, "m", demand=talk)
+    dispatcher.registry.deregister(assignment.address, assignment.incarnation)
+    dispatcher.registry.register(registration(99), now=1)
+    dispatcher.release(assignment, 2.0)
+    assert [worker.in_flight for worker in dispatcher.registry.workers()] == [0] * 39
+    assert dispatcher.registry.affinity.tokens(talk) == {}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_rows_say_what_the_workers_say_after_any_history(registration: Make, name: str):
+    for seed in range(30):
+        random = Random(seed)
+        registry = Registry(expiry=90)
+        dispatcher = Dispatcher(registry, STRATEGIES[name], random, limits=QueueLimits(length=20))
+        open_ones: list[Assignment] = []
+        for step in range(150):
+            port = random.randrange(1, 25)
+            match random.randrange(7):
+                case 0:
+                    life = f"life-{port}-{random.randrange(2)}"
+                    kv_tokens = random.choice([0, 2000])
+                    registry.register(registration(port, incarnation=life, kv_tokens=kv_tokens), now=step)
+                case 1:
+                    registry.deregister(f"127.0.0.1:{port}", f"life-{port}-0")
+                case 2:
+                    registry.call_failed(f"127.0.0.1:{port}", f"life-{port}-1")
+                case 3 if open_ones:
+                    dispatcher.release(open_ones.pop(random.randrange(len(open_ones))), step)
+                case _:
+                    demand = Demand((Piece(b"%d" % random.randrange(5), 100),), (), 100)
+                    with contextlib.suppress(LlavaGrpcError):
+                        got = dispatcher.admit("m", Entry(key=str(step), arrived=step, demand=demand), step)
+                        open_ones += [got] if got is not None else []
+            open_ones += [one for _, one in dispatcher.place(step) if isinstance(one, Assignment)]
+            for worker in registry.workers():
+                mine = [a for a in open_ones if a.worker is worker]
+                assert worker.in_flight == len(mine) <= worker.registration.slots, f"seed {seed} step {step}"
+                assert worker.unread == sum(a.unread for a in mine), f"seed {seed} step {step}"
+                usable = worker.state is WorkerState.ALIVE and worker.in_flight < worker.registration.slots
+                assert registry.columns.open[worker.row] == usable, f"seed {seed} step {step}"
+                speed, queue, room, unread = registry.columns.taken(np.array([worker.row]))
+                assert (speed[0], queue[0]) == (1.0, worker.queue_length), f"seed {seed} step {step}"
+                assert (room[0], unread[0]) == (4 - worker.in_flight, worker.unread), f"seed {seed} step {step}"
+            rows = [worker.row for worker in registry.workers()]
+            assert len(set(rows)) == len(rows), f"seed {seed} step {step}"
+            assert sorted(rows) == registry.rows("m").tolist(), f"seed {seed} step {step}"

@@ -194,6 +194,7 @@ def test_whatever_happens_the_indices_agree_and_the_expired_are_gone(actions: li
                 assert all(worker.last_sign + 90 <= now for worker in registry.expire(now))
                 assert all(worker.last_sign + 90 > now for worker in registry.workers())
         everybody = registry.workers()
+        assert registry.next_expiry() == min((worker.last_sign + 90 for worker in everybody), default=None)
         assert len({worker.address for worker in everybody}) == len(everybody)
         assert all(worker.state is not WorkerState.DEAD for worker in everybody)
         indexed = {worker.address for name in registry.model_names() for worker in registry.serving(name)}

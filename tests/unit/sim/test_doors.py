@@ -1,4 +1,4 @@
-"""What takes requests in: paths equal to textbook recursions, deadlines kept, nobody lost."""
+"""The real dispatcher: a path equal to a textbook recursion, deadlines kept, nobody lost whatever fails."""
 
 import heapq
 from random import Random
@@ -7,31 +7,26 @@ import pytest
 
 from llava_grpc.core.admission import QueueLimits
 from llava_grpc.core.strategies import STRATEGIES, lottery, shortest_queue
-from llava_grpc.errors import DeadlineExceededError, QueueFullError
-from llava_grpc.sim.doors import UNBOUNDED, AtOnce, LateBinding, Spec
-from llava_grpc.sim.engine import Clock, Door, Ended, simulate
-from llava_grpc.sim.rivals import Llava, LlavaStale, Rival, RoundRobin
-from llava_grpc.sim.service import Steady
+from llava_grpc.errors import DeadlineExceededError, NoLiveWorkerError, QueueFullError
+from llava_grpc.sim.doors import UNBOUNDED, LateBinding
+from llava_grpc.sim.engine import Clock, Ended, simulate
+from llava_grpc.sim.faults import Fault, Faults, draw, schedule
+from llava_grpc.sim.service import Spec, Steady
 from llava_grpc.sim.workload import Job, Request, exponential, jobs
 
 
 def late(
-    requests: list[Request], fleet: list[Spec], limits: QueueLimits = UNBOUNDED, strategy=shortest_queue
+    requests: list[Request],
+    fleet: list[Spec],
+    limits: QueueLimits = UNBOUNDED,
+    strategy=shortest_queue,
+    faults: Faults | None = None,
 ) -> list[Job]:
-    def make(clock: Clock, ended: Ended) -> Door:
-        return LateBinding(clock, fleet, Steady, strategy, Random(1), ended, limits)
-
-    return _run(requests, make)
-
-
-def at_once(requests: list[Request], fleet: list[Spec], rival: Rival) -> list[Job]:
-    return _run(requests, lambda clock, ended: AtOnce(clock, fleet, Steady, rival, Random(1), ended))
-
-
-def _run(requests, make) -> list[Job]:
     done: list[Job] = []
     clock, ended = Clock(), Ended(done.append)
-    simulate(clock, jobs(requests), make(clock, ended), ended, heartbeat=15)
+    door = LateBinding(clock, fleet, Steady, strategy, Random(1), ended, limits)
+    schedule(clock, door, faults or Faults())
+    simulate(clock, jobs(requests), door, ended, heartbeat=30.0)
     return sorted(done, key=lambda job: job.number)
 
 
@@ -46,17 +41,6 @@ def test_late_binding_is_a_central_queue_to_the_last_request(servers: int, strat
         starts.append(max(request.at, heapq.heappop(free)))
         heapq.heappush(free, starts[-1] + request.work)
     assert [job.dispatched for job in late(requests, [Spec()] * servers, strategy=strategy)] == pytest.approx(starts)
-
-
-def test_at_once_each_worker_is_a_queue_of_its_own():
-    """Lindley: in one server's queue each starts when the one before it ends."""
-    requests = [*exponential(3000, 2.7, Random(1))]
-    ends = [0.0] * 3
-    for job in at_once(requests, [Spec()] * 3, RoundRobin()):
-        worker = job.number % 3
-        assert job.node == worker
-        assert job.dispatched == pytest.approx(max(job.request.at, ends[worker]))
-        ends[worker] = job.finished
 
 
 def test_slots_are_never_exceeded_and_never_idle_while_somebody_waits():
@@ -92,29 +76,61 @@ def test_a_full_queue_refuses_at_once():
     assert [(type(job.error), job.finished) for job in done if job.error] == [(QueueFullError, 0.0)] * 2
 
 
-def test_heartbeats_reach_the_rival_every_interval():
-    class Listening(LlavaStale):
-        heard: list[tuple[int, int]]
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.heard = []
-
-        def heartbeat(self, worker: int, length: int) -> None:
-            self.heard.append((worker, length))
-
-    rule = Listening()
-    at_once([Request(0.0, work=40.0), Request(1.0, work=2.0), Request(2.0, work=1.0)], [Spec(), Spec()], rule)
-    assert rule.heard == [(0, 2), (1, 0), (0, 2), (1, 0), (0, 0), (1, 0)]
+@pytest.mark.parametrize("noticed", [0.0, 5.0, 1000.0])
+def test_what_a_dead_worker_was_doing_begins_again_elsewhere_when_it_is_noticed(noticed: float):
+    requests = [Request(0.0, work=20.0), Request(0.0, work=20.0), Request(12.0, work=1.0)]
+    done = late(requests, [Spec(), Spec()], faults=Faults([Fault(0, 10.0, 500.0)], noticed))
+    (lost,) = [job for job in done if job.retries]
+    assert lost.number < 2
+    known = min(10.0 + noticed, 90.0)  # three heartbeats were missed then
+    assert (lost.node, lost.dispatched) == (1, max(known, 20.0))
+    assert lost.finished == lost.dispatched + 20.0
+    assert [job.error for job in done] == [None] * 3
 
 
-def test_stale_counts_send_work_to_a_busy_worker_and_late_binding_does_not():
-    # Worker 0 is busy for long; by the count of its last heartbeat it has as little as the other.
-    requests = [Request(0.0, work=100.0), *(Request(1.0 + number, work=0.1) for number in range(10))]
-    assert max(job.wait for job in at_once(requests, [Spec(), Spec()], LlavaStale())) > 80
-    assert max(job.wait for job in late(requests, [Spec(), Spec()])) == 0
+def test_a_dead_worker_that_nobody_noticed_is_given_its_slots_and_no_more():
+    requests = [Request(1.0 + number / 10, work=0.05) for number in range(100)]
+    done = late(requests, [Spec(slots=4), Spec(slots=4)], strategy=lottery, faults=Faults([Fault(0, 0.5, 300.0)], 50.0))
+    assert sum(job.retries for job in done) == 4
+    assert all(job.node == 1 for job in done)
 
 
-def test_llavas_workers_beat_as_requests_begin_and_end():
-    requests = [Request(0.0, work=100.0), *(Request(1.0 + number, work=0.1) for number in range(10))]
-    assert max(job.wait for job in at_once(requests, [Spec(), Spec()], Llava())) == 0
+def test_a_worker_that_comes_back_unnoticed_has_lost_what_it_was_doing_and_works_again():
+    done = late([Request(0.0, work=10.0), Request(21.0, work=1.0)], [Spec()], faults=Faults([Fault(0, 5.0, 20.0)]))
+    assert [(job.retries, job.dispatched, job.finished) for job in done] == [(1, 20.0, 30.0), (0, 30.0, 31.0)]
+
+
+def test_nobody_well_is_told():
+    done = late([Request(0.0, work=10.0)], [Spec()], faults=Faults([Fault(0, 5.0, 20.0)], noticed=1.0))
+    assert [(type(job.error), job.finished) for job in done] == [(NoLiveWorkerError, 6.0)]
+
+
+@pytest.mark.parametrize("back", [50.0, 95.0, 250.0])
+def test_a_worker_whose_heartbeats_are_lost_works_on_and_is_never_given_more_than_its_slots(back: float):
+    requests = [Request(0.0, work=200.0), Request(240.0, work=1.0), Request(260.0, work=50.0), Request(261.0, work=1.0)]
+    done = late(requests, [Spec()], faults=Faults([Fault(0, 1.0, back, dies=False)]))
+    first, second, third, fourth = done
+    assert (first.finished, first.retries) == (200.0, 0)
+    # Silent for more than 90 s, it is off the register; told "unknown", it registers again.
+    assert isinstance(second.error, NoLiveWorkerError) if back == 250.0 else second.finished == 241.0
+    assert (third.finished, fourth.dispatched) == (310.0, pytest.approx(310.0, abs=0.051))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_job_ends_once_whatever_fails(seed: int):
+    random = Random(seed)
+    requests = [*exponential(400, 1.2, random)]
+    faults = [
+        *draw(2, 300.0, random, every=20.0, away=15.0),
+        *(fault._replace(worker=2 + fault.worker) for fault in draw(2, 300.0, random, every=50, away=100, dies=False)),
+    ]
+    done = late(requests, [Spec()] * 4, faults=Faults(faults, noticed=random.choice([0.0, 3.0, 1000.0])))
+    assert [job.number for job in done] == [*range(400)]
+    assert sum(job.retries for job in done) > 0
+    served = [job for job in done if job.error is None]
+    assert len(served) > 390
+    begun = [(job.dispatched, 1, job.node) for job in served]
+    running = [0] * 4
+    for _, change, node in sorted(begun + [(job.finished, -1, job.node) for job in served]):
+        running[node] += change
+        assert 0 <= running[node] <= 1
