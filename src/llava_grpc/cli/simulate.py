@@ -9,6 +9,7 @@ import typer
 
 from llava_grpc.cli.options import OUTPUT, Json
 from llava_grpc.cli.output import console, error_console, print_json
+from llava_grpc.cli.plot import check_plot, save_plot
 from llava_grpc.config import SettingsError
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def simulate(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.svg", help="Draw the distributions into this file.", rich_help_panel=OUTPUT),
+        typer.Option(
+            metavar="FILE", help="Draw the distributions into this .png or .svg (extra: plots).", rich_help_panel=OUTPUT
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -49,12 +52,11 @@ def simulate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from llava_grpc.sim.presets import PRESETS, Question, ask
-    from llava_grpc.sim.report import svg
 
     if preset not in PRESETS:
         raise SettingsError(f"there is no preset {preset!r}; use one of {', '.join(PRESETS)}")
-    if plot is not None and plot.suffix != ".svg":
-        raise SettingsError(f"--plot draws SVG; {plot.name!r} does not end in .svg")
+    if plot is not None:
+        check_plot(plot)
     chosen = PRESETS[preset]
     if plot is not None and not chosen.plots:
         raise SettingsError(f"{preset} has no distributions to plot; leave --plot out")
@@ -74,7 +76,7 @@ def simulate(
             ),
         )
     if plot is not None:
-        plot.write_text(svg(report), encoding="utf-8")
+        save_plot(report, plot)
     if as_json:
         print_json(report.as_dict())
         return

@@ -19,18 +19,27 @@ def test_a_table_with_its_seed(capsys: pytest.CaptureFixture[str]):
 
 
 def test_json_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert run([*SMALL, "--json", "--plot", str(tmp_path / "plot.svg")]) == 0
+    assert run([*SMALL, "--json", "--plot", str(tmp_path / "plot.png")]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [row["strategy"] for row in answer["rows"]] == ["lottery", "llava"] * 3
     assert answer["seed"] == 1
-    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_it_says_what_to_install_before_it_computes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run([*SMALL, "--plot", str(tmp_path / "plot.png")]) == 2
+    assert "pip install 'llava-grpc[plots]'" in capsys.readouterr().err
+    assert not (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         (["simulate", "nothing"], "no preset 'nothing'"),
-        ([*SMALL, "--plot", "plot.png"], "does not end in .svg"),
+        ([*SMALL, "--plot", "plot.pdf"], "ends neither in .png nor in .svg"),
         ([*SMALL, "--strategy", "best"], "no strategy 'best'"),
         (["simulate", "closed-forms", "--plot", "plot.svg"], "no distributions"),
     ],

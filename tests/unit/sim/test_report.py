@@ -1,10 +1,9 @@
-"""What is said, for people, programs and pictures."""
+"""What is said, for people and programs."""
 
 import json
 import math
-from xml.etree import ElementTree
 
-from llava_grpc.sim.report import Report, svg, text_of
+from llava_grpc.sim.report import Report, text_of
 
 
 def report(**changes: object) -> Report:
@@ -36,17 +35,3 @@ def test_cells_for_people():
         "no",
         "x",
     ]
-
-
-def test_the_plot_is_svg_with_a_line_and_a_name_for_each_curve():
-    root = ElementTree.fromstring(svg(report()))
-    assert root.tag.endswith("svg")
-    words = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert {"one <1>", "other", "time", "a & b, seed 7, 1,234 requests"} <= set(words)
-    assert "none" not in words
-    lines = [element.get("d", "") for element in root.iter() if element.get("stroke-width") == "2"]
-    assert sum("L" in line for line in lines) == 2
-
-
-def test_a_plot_of_nothing_is_a_plot():
-    ElementTree.fromstring(svg(report(curves={})))
