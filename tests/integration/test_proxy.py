@@ -103,9 +103,10 @@ async def test_a_whole_answer_is_whole_though_the_transport_breaks_after_it():
 
 
 async def test_a_suspect_that_is_well_is_asked_and_back_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("llava_grpc.controller.fleet.PROBE_FIRST", 0.01)
+    monkeypatch.setattr("llava_grpc.controller.fleet.PROBE_FIRST", 0.2)
     async with Cluster(workers=1) as cluster, connected(cluster.address) as controller:
         [worker] = cluster.controller.registry.workers()
+        await until(lambda: worker.sequence > 0)  # its first heartbeat would clear it too
         cluster.controller.fleet.suspect(worker.address, worker.incarnation)
         assert isinstance(await refusal(controller, ask()), errors.NoLiveWorkerError)
         await until(lambda: worker.state.value == "alive")

@@ -51,9 +51,10 @@ class FakeWorker:
 
 
 @asynccontextmanager
-async def fake_worker(behaviour: Behaviour) -> AsyncIterator[FakeWorker]:
+async def fake_worker(behaviour: Behaviour | FakeWorker) -> AsyncIterator[FakeWorker]:
     """A serving one, not yet registered."""
-    server, worker = grpc.aio.server(), FakeWorker(behaviour)
+    server = grpc.aio.server()
+    worker = behaviour if isinstance(behaviour, FakeWorker) else FakeWorker(behaviour)
     add_InferenceServiceServicer_to_server(worker, server)
     add_WorkerServiceServicer_to_server(worker, server)
     worker.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

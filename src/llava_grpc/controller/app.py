@@ -29,6 +29,7 @@ class ControllerNode:
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self._fleet = Fleet.from_settings(settings)
+        self._control = ControlServicer(self._fleet)
         self._inference = InferenceServicer(self._fleet)
         self._node: NodeServer | None = None
         self._reaper: asyncio.Task[None] | None = None
@@ -52,8 +53,8 @@ class ControllerNode:
         """
         settings = self._settings
         node = self._node = await bind_server(settings.server, _SERVICES, (self._inference.handler(),))
-        servicer = ControlServicer(self._fleet)
-        controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
+        # The generated types ask for subclasses whose streams are generators; ours write to the context.
+        controller_pb2_grpc.add_ControllerServiceServicer_to_server(self._control, node.server)  # type: ignore[arg-type]
         host = settings.server.host
         self.address = f"[{host}]:{node.port}" if ":" in host else f"{host}:{node.port}"
         await node.server.start()
@@ -66,6 +67,7 @@ class ControllerNode:
         self._inference.draining = True
         if self._node is not None:
             await self._node.set_serving(False)
+            await self._control.close()
             await self._node.server.stop(self._settings.server.grace)
         if self._reaper is not None:
             self._reaper.cancel()

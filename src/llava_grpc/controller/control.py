@@ -1,4 +1,4 @@
-"""ControllerService: Register, Heartbeat, Deregister, ListWorkers."""
+"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
 from llava_grpc.controller.fleet import Fleet
+from llava_grpc.controller.heartbeats import HeartbeatStreams
 from llava_grpc.core.registry import Registration, Worker
 from llava_grpc.core.states import WorkerState
 from llava_grpc.errors import AddressTakenError, JoinRefusedError, ProtocolVersionError, WorkerUnreachableError
@@ -45,6 +46,11 @@ class ControlServicer:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self._streams = HeartbeatStreams(fleet)
+
+    async def close(self) -> None:
+        """End what would hold up a stop."""
+        await self._streams.close()
 
     @typed_errors
     async def Register(self, request: pb.RegisterRequest, context: _Context) -> pb.RegisterResponse:  # noqa: N802
@@ -78,6 +84,11 @@ class ControlServicer:
             heartbeat_interval=duration_to_pb(settings.heartbeat_interval),
             expiry=duration_to_pb(settings.heartbeat_expiry),
         )
+
+    @typed_errors
+    async def Heartbeats(self, beats: object, context: _Context) -> None:  # noqa: N802
+        self._check_join_token(context)
+        await self._streams.listen(context)
 
     @typed_errors
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:  # noqa: N802

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from llava_grpc.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
 PROBE_FIRST, PROBE_MOST = 1.0, 10.0
-"""Seconds before a suspect is first asked whether it lives, doubled each time up to the second number."""
+"""Seconds before a suspect is asked whether it lives, doubled each time up to the second number. After a call that
+failed not at once: what made it fail may answer for its health all the same."""
 PROBE_TIMEOUT = 2.0
 TELL_EVERY = 1.0
 """Seconds between two looks at where a request that waits stands."""
@@ -76,25 +77,33 @@ class Fleet:
 
     def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int) -> bool:
         """Take a sign of life; False where no such life is known."""
-        known = self.registry.heartbeat(address, incarnation, sequence, running, waiting, self.clock())
-        if known:
+        worker = self.registry.find(address, incarnation)
+        if worker is None:
+            return False
+        doubted = worker.state is WorkerState.SUSPECT
+        self.registry.heartbeat(address, incarnation, sequence, running, waiting, self.clock())
+        if doubted:  # nothing else about a heartbeat makes room
             self.place()
-        return known
+        return True
 
-    def suspect(self, address: str, incarnation: str) -> None:
-        """A call to a worker broke: no work for it until it gives a sign of life, which is asked for."""
+    def suspect(self, address: str, incarnation: str, *, at_once: bool = False) -> bool:
+        """The transport to or from a worker broke: no work for it until it gives a sign of life, which is asked for,
+        `at_once` or after a while. False where no such life is known."""
+        if self.registry.find(address, incarnation) is None:
+            return False
         self.registry.call_failed(address, incarnation)
         if incarnation not in self._probing:
-            self._probing[incarnation] = asyncio.create_task(self._probe(address, incarnation))
+            pause = 0.0 if at_once else PROBE_FIRST
+            self._probing[incarnation] = asyncio.create_task(self._probe(address, incarnation, pause))
+        return True
 
-    async def _probe(self, address: str, incarnation: str) -> None:
+    async def _probe(self, address: str, incarnation: str, pause: float) -> None:
         """Ask a suspect who it is, less and less often, until it answers or is off the register."""
-        pause = PROBE_FIRST
         stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
         try:
             while (worker := self.registry.find(address, incarnation)) and worker.state is WorkerState.SUSPECT:
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, PROBE_MOST)
+                pause = min(max(2 * pause, PROBE_FIRST), PROBE_MOST)
                 try:
                     status = await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=PROBE_TIMEOUT)
                 except grpc.aio.AioRpcError:

@@ -31,7 +31,7 @@ class WorkerEvent(Enum):
     SIGN_OF_LIFE = "sign of life"
     """A heartbeat or registration of this incarnation came."""
     CALL_FAILED = "call failed"
-    """The transport to it broke, or it did not answer."""
+    """The transport to or from it broke, or it did not answer."""
     DRAIN = "drain"
     """It is to finish what it has."""
     EXPIRED = "expired"

@@ -35,7 +35,7 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_ALIVE: _WorkerState.ValueType  # 2
     """Gets work."""
     WORKER_STATE_SUSPECT: _WorkerState.ValueType  # 3
-    """A call to it failed: gets no work until its next sign of life."""
+    """A call to it failed, or its stream of heartbeats broke: gets no work until its next sign of life."""
     WORKER_STATE_DRAINING: _WorkerState.ValueType  # 4
     """Finishes what it has, gets nothing new."""
     WORKER_STATE_DEAD: _WorkerState.ValueType  # 5
@@ -51,7 +51,7 @@ WORKER_STATE_JOINING: WorkerState.ValueType  # 1
 WORKER_STATE_ALIVE: WorkerState.ValueType  # 2
 """Gets work."""
 WORKER_STATE_SUSPECT: WorkerState.ValueType  # 3
-"""A call to it failed: gets no work until its next sign of life."""
+"""A call to it failed, or its stream of heartbeats broke: gets no work until its next sign of life."""
 WORKER_STATE_DRAINING: WorkerState.ValueType  # 4
 """Finishes what it has, gets nothing new."""
 WORKER_STATE_DEAD: WorkerState.ValueType  # 5
@@ -177,6 +177,66 @@ class HeartbeatRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatsRequest(_message.Message):
+    """A sign of life in a stream of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """As registered. Needed in the first message; in later ones the same or nothing."""
+    incarnation: _builtins.str
+    """As registered. Needed in the first message; in later ones the same or nothing."""
+    sequence: _builtins.int
+    """Counts this worker's heartbeats to this controller, over all streams, from 1; an older one than the last seen is
+    ignored.
+    """
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """How busy it is, whoever sent the requests."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        load: Global___Load | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatsRequest: _TypeAlias = HeartbeatsRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatsResponse(_message.Message):
+    """The answer to the first message, or bad news."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: _builtins.int
+    known: _builtins.bool
+    """False: not on the register (any more, or not this incarnation). Register again; this stream ends."""
+    def __init__(
+        self,
+        *,
+        known: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatsResponse: _TypeAlias = HeartbeatsResponse  # noqa: Y015
 
 @_typing.final
 class Load(_message.Message):

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class ControllerServiceStub(object):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeat and Deregister: without it
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
     UNAUTHENTICATED.
     """
 
@@ -41,6 +41,11 @@ class ControllerServiceStub(object):
                 '/llava_grpc.v1.ControllerService/Register',
                 request_serializer=llava__grpc_dot_v1_dot_controller__pb2.RegisterRequest.SerializeToString,
                 response_deserializer=llava__grpc_dot_v1_dot_controller__pb2.RegisterResponse.FromString,
+                _registered_method=True)
+        self.Heartbeats = channel.stream_stream(
+                '/llava_grpc.v1.ControllerService/Heartbeats',
+                request_serializer=llava__grpc_dot_v1_dot_controller__pb2.HeartbeatsRequest.SerializeToString,
+                response_deserializer=llava__grpc_dot_v1_dot_controller__pb2.HeartbeatsResponse.FromString,
                 _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/llava_grpc.v1.ControllerService/Heartbeat',
@@ -61,7 +66,7 @@ class ControllerServiceStub(object):
 
 class ControllerServiceServicer(object):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeat and Deregister: without it
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
     UNAUTHENTICATED.
     """
 
@@ -77,8 +82,25 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Heartbeats(self, request_iterator, context):
+        """Says that a worker is alive and how busy it is, for as long as it is: one stream a worker, kept open.
+
+        The first message is answered, so that the worker knows that it is heard; after that only bad news is: "unknown",
+        with which the stream ends. A stream that ends in any other way tells both sides at once. The controller suspects
+        the worker and asks it whether it lives (unless it said goodbye before, or has opened another stream); the worker
+        opens another stream.
+        Caller: a worker, a message every RegisterResponse.heartbeat_interval. Idempotent: yes, as Heartbeat. Statuses: OK
+        (known or not is in the answer), INVALID_ARGUMENT (a later message is another worker's), UNAVAILABLE (the
+        controller is stopping), UNAUTHENTICATED. A worker that is answered UNIMPLEMENTED, by an older controller, falls
+        back on Heartbeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
-        """Says that a worker is alive and how busy it is.
+        """One message of Heartbeats as a call of its own, for those who cannot keep a stream. Costs the controller more, and
+        tells it nothing when the worker dies.
 
         Caller: a worker, every RegisterResponse.heartbeat_interval. Idempotent: yes (a sequence number seen before
         changes nothing). Statuses: OK (known or not is in the answer), UNAUTHENTICATED.
@@ -113,6 +135,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     request_deserializer=llava__grpc_dot_v1_dot_controller__pb2.RegisterRequest.FromString,
                     response_serializer=llava__grpc_dot_v1_dot_controller__pb2.RegisterResponse.SerializeToString,
             ),
+            'Heartbeats': grpc.stream_stream_rpc_method_handler(
+                    servicer.Heartbeats,
+                    request_deserializer=llava__grpc_dot_v1_dot_controller__pb2.HeartbeatsRequest.FromString,
+                    response_serializer=llava__grpc_dot_v1_dot_controller__pb2.HeartbeatsResponse.SerializeToString,
+            ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
                     request_deserializer=llava__grpc_dot_v1_dot_controller__pb2.HeartbeatRequest.FromString,
@@ -138,7 +165,7 @@ def add_ControllerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ControllerService(object):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeat and Deregister: without it
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
     UNAUTHENTICATED.
     """
 
@@ -159,6 +186,33 @@ class ControllerService(object):
             '/llava_grpc.v1.ControllerService/Register',
             llava__grpc_dot_v1_dot_controller__pb2.RegisterRequest.SerializeToString,
             llava__grpc_dot_v1_dot_controller__pb2.RegisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeats(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/llava_grpc.v1.ControllerService/Heartbeats',
+            llava__grpc_dot_v1_dot_controller__pb2.HeartbeatsRequest.SerializeToString,
+            llava__grpc_dot_v1_dot_controller__pb2.HeartbeatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

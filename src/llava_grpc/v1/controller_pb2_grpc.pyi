@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class ControllerServiceStub:
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeat and Deregister: without it
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
     UNAUTHENTICATED.
     """
 
@@ -44,8 +44,21 @@ class ControllerServiceStub:
     Statuses: INVALID_ARGUMENT (speed negative or not a number, no model, no slots, bad address), FAILED_PRECONDITION
     (nobody, or another incarnation, answers at the address; protocol version not spoken), UNAUTHENTICATED.
     """
+    Heartbeats: _grpc.StreamStreamMultiCallable[_controller_pb2.HeartbeatsRequest, _controller_pb2.HeartbeatsResponse]
+    """Says that a worker is alive and how busy it is, for as long as it is: one stream a worker, kept open.
+
+    The first message is answered, so that the worker knows that it is heard; after that only bad news is: "unknown",
+    with which the stream ends. A stream that ends in any other way tells both sides at once. The controller suspects
+    the worker and asks it whether it lives (unless it said goodbye before, or has opened another stream); the worker
+    opens another stream.
+    Caller: a worker, a message every RegisterResponse.heartbeat_interval. Idempotent: yes, as Heartbeat. Statuses: OK
+    (known or not is in the answer), INVALID_ARGUMENT (a later message is another worker's), UNAVAILABLE (the
+    controller is stopping), UNAUTHENTICATED. A worker that is answered UNIMPLEMENTED, by an older controller, falls
+    back on Heartbeat.
+    """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_controller_pb2.HeartbeatRequest, _controller_pb2.HeartbeatResponse]
-    """Says that a worker is alive and how busy it is.
+    """One message of Heartbeats as a call of its own, for those who cannot keep a stream. Costs the controller more, and
+    tells it nothing when the worker dies.
 
     Caller: a worker, every RegisterResponse.heartbeat_interval. Idempotent: yes (a sequence number seen before
     changes nothing). Statuses: OK (known or not is in the answer), UNAUTHENTICATED.
@@ -64,7 +77,7 @@ class ControllerServiceStub:
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeat and Deregister: without it
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
     UNAUTHENTICATED.
     """
 
@@ -77,8 +90,21 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     Statuses: INVALID_ARGUMENT (speed negative or not a number, no model, no slots, bad address), FAILED_PRECONDITION
     (nobody, or another incarnation, answers at the address; protocol version not spoken), UNAUTHENTICATED.
     """
+    Heartbeats: _aio.StreamStreamMultiCallable[_controller_pb2.HeartbeatsRequest, _controller_pb2.HeartbeatsResponse]  # type: ignore[assignment]
+    """Says that a worker is alive and how busy it is, for as long as it is: one stream a worker, kept open.
+
+    The first message is answered, so that the worker knows that it is heard; after that only bad news is: "unknown",
+    with which the stream ends. A stream that ends in any other way tells both sides at once. The controller suspects
+    the worker and asks it whether it lives (unless it said goodbye before, or has opened another stream); the worker
+    opens another stream.
+    Caller: a worker, a message every RegisterResponse.heartbeat_interval. Idempotent: yes, as Heartbeat. Statuses: OK
+    (known or not is in the answer), INVALID_ARGUMENT (a later message is another worker's), UNAVAILABLE (the
+    controller is stopping), UNAUTHENTICATED. A worker that is answered UNIMPLEMENTED, by an older controller, falls
+    back on Heartbeat.
+    """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_controller_pb2.HeartbeatRequest, _controller_pb2.HeartbeatResponse]  # type: ignore[assignment]
-    """Says that a worker is alive and how busy it is.
+    """One message of Heartbeats as a call of its own, for those who cannot keep a stream. Costs the controller more, and
+    tells it nothing when the worker dies.
 
     Caller: a worker, every RegisterResponse.heartbeat_interval. Idempotent: yes (a sequence number seen before
     changes nothing). Statuses: OK (known or not is in the answer), UNAUTHENTICATED.
@@ -96,7 +122,7 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeat and Deregister: without it
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
     UNAUTHENTICATED.
     """
 
@@ -115,12 +141,31 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Heartbeats(
+        self,
+        request_iterator: _MaybeAsyncIterator[_controller_pb2.HeartbeatsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HeartbeatsResponse], _abc.AsyncIterator[_controller_pb2.HeartbeatsResponse]]:
+        """Says that a worker is alive and how busy it is, for as long as it is: one stream a worker, kept open.
+
+        The first message is answered, so that the worker knows that it is heard; after that only bad news is: "unknown",
+        with which the stream ends. A stream that ends in any other way tells both sides at once. The controller suspects
+        the worker and asks it whether it lives (unless it said goodbye before, or has opened another stream); the worker
+        opens another stream.
+        Caller: a worker, a message every RegisterResponse.heartbeat_interval. Idempotent: yes, as Heartbeat. Statuses: OK
+        (known or not is in the answer), INVALID_ARGUMENT (a later message is another worker's), UNAVAILABLE (the
+        controller is stopping), UNAUTHENTICATED. A worker that is answered UNIMPLEMENTED, by an older controller, falls
+        back on Heartbeat.
+        """
+
+    @_abc_1.abstractmethod
     def Heartbeat(
         self,
         request: _controller_pb2.HeartbeatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.HeartbeatResponse, _abc.Awaitable[_controller_pb2.HeartbeatResponse]]:
-        """Says that a worker is alive and how busy it is.
+        """One message of Heartbeats as a call of its own, for those who cannot keep a stream. Costs the controller more, and
+        tells it nothing when the worker dies.
 
         Caller: a worker, every RegisterResponse.heartbeat_interval. Idempotent: yes (a sequence number seen before
         changes nothing). Statuses: OK (known or not is in the answer), UNAUTHENTICATED.

@@ -6,6 +6,7 @@ Laws:
    registration is the caller's to hear; later ones are logged and tried again.
 3. A broken connection is looked into at once, not at the next heartbeat, so that a restarted controller knows its
    fleet again as soon as it is back.
+4. Whoever leaves says goodbye before its heartbeats end, so that nobody doubts it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
 from llava_grpc.core.registry import Registration
-from llava_grpc.errors import LlavaGrpcError, MembershipError, RegistrationInvalidError
+from llava_grpc.errors import LlavaGrpcError, MembershipError, ProtocolVersionError, RegistrationInvalidError
 from llava_grpc.rpc.convert import card_to_pb, duration_from_pb
 from llava_grpc.rpc.status import explain_rpc_error
 from llava_grpc.v1 import controller_pb2 as pb
 from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
+from llava_grpc.worker.heartbeats import HeartbeatStream
 
 if TYPE_CHECKING:
     from llava_grpc.v1.controller_pb2_grpc import ControllerServiceAsyncStub
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 CALL_TIMEOUT = 10.0
 """Seconds for one call. Registering includes the controller's calling back."""
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
-"""Seconds before trying again, doubled each time, up to the second number; jittered by half."""
+"""Seconds before trying again, doubled each time, up to the second number; jittered by half. Over when a connection
+that was lost is back."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +61,11 @@ class Membership:
     registered: asyncio.Event = field(default_factory=asyncio.Event)
     _ever_registered: bool = False
     _complaint: str = ""
+    _sequence: int = 0
+    _stream: HeartbeatStream | None = None
 
     async def run(self) -> None:
-        """Be a member until cancelled.
+        """Be a member until cancelled; then `leave`, which also closes what this leaves open.
 
         Raises:
             MembershipError, RegistrationInvalidError: the first registration was refused for good.
@@ -72,12 +77,12 @@ class Membership:
 
     async def leave(self) -> None:
         """Deregister, if it was ever registered and the controller can be reached; quietly otherwise."""
-        if not self._ever_registered:
-            return
-        request = pb.DeregisterRequest(address=self.registration.address, incarnation=self.registration.incarnation)
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await self._stub().Deregister(request, timeout=1.0, metadata=join_metadata(self.join_token))
-            _log.info("left the fleet of %s", self.controller)
+        if self._ever_registered:
+            request = pb.DeregisterRequest(address=self.registration.address, incarnation=self.registration.incarnation)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self._stub().Deregister(request, timeout=1.0, metadata=join_metadata(self.join_token))
+                _log.info("left the fleet of %s", self.controller)
+        await self._close_stream()
 
     def _stub(self) -> ControllerServiceAsyncStub:
         return ControllerServiceStub(self.channel)
@@ -123,16 +128,69 @@ class Membership:
 
     async def _heartbeats(self, interval: float) -> None:
         """Send heartbeats until the controller does not know this worker (any more)."""
-        sequence = 0
-        backoff = BACKOFF_FIRST
+        try:
+            await self._stream_heartbeats(interval)
+        except ProtocolVersionError:
+            await self._close_stream()
+            _log.info("controller %s is older: a call for each heartbeat", self.controller)
+            await self._call_heartbeats(interval)
+        _log.info("controller %s does not know this worker: registering again", self.controller)
+
+    async def _stream_heartbeats(self, interval: float) -> None:
+        """Over a stream, and over another one as soon as it breaks.
+
+        Raises:
+            ProtocolVersionError: the controller knows no such streams.
+        """
+        clock = asyncio.get_running_loop().time
+        backoff = 0.0
+        while True:
+            await self._close_stream()
+            opened = clock()
+            self._stream = stream = HeartbeatStream(
+                self.channel, self.controller, self._heartbeat, join_metadata(self.join_token)
+            )
+            try:
+                if await stream.begin():
+                    self._relieved()
+                    # A fleet that registered all at once, with a restarted controller, does not beat all at once.
+                    await stream.keep(interval, first=interval * self.random.random())
+                await self._close_stream()
+                return
+            except ProtocolVersionError:
+                raise
+            except LlavaGrpcError as error:
+                self._complain(error)
+            if clock() - opened > BACKOFF_MOST:  # it had held: the first look at why it broke does not wait
+                backoff = 0.0
+            await self._pause(backoff)
+            backoff = min(max(2 * backoff, BACKOFF_FIRST), BACKOFF_MOST)
+
+    def _heartbeat(self) -> pb.HeartbeatsRequest:
+        self._sequence += 1
+        return pb.HeartbeatsRequest(
+            address=self.registration.address,
+            incarnation=self.registration.incarnation,
+            sequence=self._sequence,
+            load=self.load(),
+        )
+
+    async def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.close()
+
+    async def _call_heartbeats(self, interval: float) -> None:
+        """By a call each."""
         while True:
             await self._interval_or_broken_connection(interval)
+            backoff = BACKOFF_FIRST
             while True:
-                sequence += 1
+                self._sequence += 1
                 request = pb.HeartbeatRequest(
                     address=self.registration.address,
                     incarnation=self.registration.incarnation,
-                    sequence=sequence,
+                    sequence=self._sequence,
                     load=self.load(),  # as of this try, not of the first one
                 )
                 try:
@@ -144,12 +202,8 @@ class Membership:
                     self._complain(explain_rpc_error(rpc_error, self.controller))
                     await self._pause(backoff)
                     backoff = min(2 * backoff, BACKOFF_MOST)
-            backoff = BACKOFF_FIRST
-            if self._complaint:
-                _log.info("controller %s answers again", self.controller)
-                self._complaint = ""
+            self._relieved()
             if not response.known:
-                _log.info("controller %s does not know this worker: registering again", self.controller)
                 return
 
     async def _interval_or_broken_connection(self, interval: float) -> None:
@@ -162,13 +216,26 @@ class Membership:
                 # Left READY: lost, or idle. Either way a call says which.
 
     async def _pause(self, backoff: float) -> None:
-        await asyncio.sleep(backoff * self.random.uniform(0.5, 1.0))
+        """Wait before trying again, but no longer than until a connection that was lost is back."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(backoff * self.random.uniform(0.5, 1.0)):
+                state = self.channel.get_state(try_to_connect=True)
+                if state is grpc.ChannelConnectivity.READY:  # the controller is there and refuses
+                    await asyncio.get_running_loop().create_future()
+                while state is not grpc.ChannelConnectivity.READY:
+                    await self.channel.wait_for_state_change(state)
+                    state = self.channel.get_state(try_to_connect=True)
+
+    def _relieved(self) -> None:
+        if self._complaint:
+            _log.info("controller %s answers again", self.controller)
+            self._complaint = ""
 
     def _complain(self, error: LlavaGrpcError) -> None:
         """Say once, not at every try, what is wrong."""
         if error.reason != self._complaint:
             self._complaint = error.reason
-            if error.reason == "SERVER_UNREACHABLE":
+            if error.reason in ("SERVER_UNREACHABLE", "SHUTTING_DOWN"):
                 _log.warning("waiting for the controller at %s: %s", self.controller, error.cause)
             else:
                 _log.error("controller %s: %s: %s", self.controller, error.reason, error)
