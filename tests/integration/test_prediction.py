@@ -17,10 +17,10 @@ import pytest
 from llava_grpc.client import AsyncClient
 from llava_grpc.config import EngineSettings
 from llava_grpc.core.strategies import shortest_queue
-from llava_grpc.sim.doors import LateBinding, Spec
+from llava_grpc.sim.doors import LateBinding
 from llava_grpc.sim.engine import Clock, Ended, simulate
 from llava_grpc.sim.measure import percentile
-from llava_grpc.sim.service import Batch, Costs
+from llava_grpc.sim.service import Batch, Costs, Spec
 from llava_grpc.sim.transport import Far
 from llava_grpc.sim.workload import Job, Lengths, Request, jobs, mean_lengths, poisson
 from llava_grpc.testing.cluster import Cluster
@@ -83,7 +83,7 @@ def predicted(requests: list[Request], costs: Costs = COSTS, fleet: tuple[Spec, 
     for seed in range(RUNS):
         done: list[Job] = []
         clock, ended = Clock(), Ended(done.append)
-        server = partial(Far, kind=partial(Batch, costs=costs), way=WAY)
+        server = partial(Far, kind=lambda clock, spec, done: Batch(clock, spec.speed, done, costs), way=WAY)
         door = LateBinding(clock, fleet, server, shortest_queue, Random(seed), ended)
         simulate(clock, jobs(requests), door, ended, heartbeat=30.0)
         runs.append(statistics_of([Outcome(job.to_first_token, job.response, job.node) for job in done]))

@@ -6,14 +6,17 @@ from random import Random
 import pytest
 
 from llava_grpc.core.strategies import shortest_queue
-from llava_grpc.sim.doors import LateBinding, Spec
+from llava_grpc.sim.doors import LateBinding
 from llava_grpc.sim.engine import Clock, Ended, simulate
-from llava_grpc.sim.service import Batch, Costs, ServerKind
+from llava_grpc.sim.service import Batch, Costs, Done, ServerKind, Spec
 from llava_grpc.sim.transport import Far
 from llava_grpc.sim.workload import Job, Request, jobs
 
 COSTS = Costs(prompt_token=0.0, step=1.0, step_sequence=0.0)
-NEAR = partial(Batch, costs=COSTS)
+
+
+def near_by(clock: Clock, spec: Spec, done: Done) -> Batch:
+    return Batch(clock, spec.speed, done, COSTS)
 
 
 def run(kind: ServerKind, slots: int, *requests: Request) -> list[Job]:
@@ -25,13 +28,13 @@ def run(kind: ServerKind, slots: int, *requests: Request) -> list[Job]:
 
 
 def test_a_request_alone_is_later_by_the_way_there_and_back():
-    (job,) = run(partial(Far, kind=NEAR, way=0.1), 1, Request(1.0, prompt=5, answer=3))
+    (job,) = run(partial(Far, kind=near_by, way=0.1), 1, Request(1.0, prompt=5, answer=3))
     assert job.first_token == pytest.approx(1.2)
     assert job.finished == pytest.approx(3.2)
 
 
 def test_who_waited_for_a_slot_also_waits_for_the_step_that_began_meanwhile():
     three = (Request(0.0, answer=9), Request(0.0, answer=3), Request(0.5, answer=2))
-    near, far = run(NEAR, 2, *three)[2], run(partial(Far, kind=NEAR, way=0.1), 2, *three)[2]
+    near, far = run(near_by, 2, *three)[2], run(partial(Far, kind=near_by, way=0.1), 2, *three)[2]
     assert near.to_first_token == pytest.approx(1.5)  # with the end of the second, at 2
     assert far.to_first_token == pytest.approx(2.7)  # free at 2.2 (seen), there at 2.3, read at 3.1, seen at 3.2
