@@ -32,3 +32,25 @@ def test_bench_proxy_in_its_quick_form() -> None:
     assert result["rounds"] == 1
     assert result["machine"]["cores"] >= 1
     assert result["date"]
+
+
+def test_fit_service_in_its_quick_form(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "fit_service.py"), "--quick", "--output", str(tmp_path / "fit.json")],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))
+    assert set(result["costs"]) == {"request", "picture", "prompt_token", "step", "step_sequence"}
+    assert all(cost >= 0 for cost in result["costs"].values())
+    for table in ("fitted", "beyond", "open_loop"):
+        assert result[table]
+        for line in result[table].values():
+            assert line["measured_ms"] > 0
+            assert line["predicted_ms"] > 0
+    assert result["machine"]["cores"] >= 1
+    assert result["date"]

@@ -9,7 +9,6 @@ import asyncio
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from random import Random
 
 import pytest
@@ -20,7 +19,7 @@ from llava_grpc.core.strategies import shortest_queue
 from llava_grpc.sim.doors import LateBinding
 from llava_grpc.sim.engine import Clock, Ended, simulate
 from llava_grpc.sim.measure import percentile
-from llava_grpc.sim.service import Batch, Costs, Spec
+from llava_grpc.sim.service import Batch, Costs, Done, Spec
 from llava_grpc.sim.transport import Far
 from llava_grpc.sim.workload import Job, Lengths, Request, jobs, mean_lengths, poisson
 from llava_grpc.testing.cluster import Cluster
@@ -79,12 +78,18 @@ Range = tuple[float, float]
 
 def predicted(requests: list[Request], costs: Costs = COSTS, fleet: tuple[Spec, ...] = FLEET) -> dict[str, Range]:
     """The range of many runs of the simulator."""
+
+    def near(clock: Clock, spec: Spec, done: Done) -> Batch:
+        return Batch(clock, spec.speed, done, costs)
+
+    def far(clock: Clock, spec: Spec, done: Done) -> Far:
+        return Far(clock, spec, done, kind=near, way=WAY)
+
     runs = []
     for seed in range(RUNS):
         done: list[Job] = []
         clock, ended = Clock(), Ended(done.append)
-        server = partial(Far, kind=lambda clock, spec, done: Batch(clock, spec.speed, done, costs), way=WAY)
-        door = LateBinding(clock, fleet, server, shortest_queue, Random(seed), ended)
+        door = LateBinding(clock, fleet, far, shortest_queue, Random(seed), ended)
         simulate(clock, jobs(requests), door, ended, heartbeat=30.0)
         runs.append(statistics_of([Outcome(job.to_first_token, job.response, job.node) for job in done]))
     return {name: (min(run[name] for run in runs), max(run[name] for run in runs)) for name in runs[0]}

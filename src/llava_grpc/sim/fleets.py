@@ -12,6 +12,7 @@ from llava_grpc.sim.caches import Caches
 from llava_grpc.sim.doors import UNBOUNDED, LateBinding
 from llava_grpc.sim.engine import Clock, Ended, simulate
 from llava_grpc.sim.faults import Faults, schedule
+from llava_grpc.sim.fitted import INVENTED_7B
 from llava_grpc.sim.oracle import Oracle
 from llava_grpc.sim.rival_doors import AtOnce, Central
 from llava_grpc.sim.rivals import LATE_RIVALS, RIVALS
@@ -19,7 +20,7 @@ from llava_grpc.sim.service import Batch, Costs, Done, Server, Spec
 from llava_grpc.sim.workload import Job, Lengths, Request, bursty, jobs, mean_lengths, poisson
 
 HEARTBEAT, RIVALS_HEARTBEAT = 30.0, 15.0
-COSTS = Costs()
+COSTS = INVENTED_7B
 ARRIVALS: dict[str, Callable[[float, Random], Iterator[float]]] = {"poisson": poisson, "bursty": bursty}
 ORACLES = {"oracle": False, "oracle_in_order": True}
 """Those that know everything, and whether they keep to the order of arrival."""
