@@ -12,7 +12,7 @@ from llava_grpc.engines.base import Engine, load_engine
 from llava_grpc.errors import LlavaGrpcError, SamplingInvalidError
 from llava_grpc.testing.checkpoints import OTHER, build_checkpoint
 from llava_grpc.testing.reference import submit
-from tests.support.replay import check_replays
+from tests.support.replay import check_replays, kinds_of_end
 
 PICTURES = [Image(data=path.read_bytes()) for path in sample_pictures()[:4]]
 
@@ -23,7 +23,14 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "random":  # its answers are bytes at random: half characters, and no end by itself
         path = build_checkpoint(tmp_path_factory.mktemp("checkpoint"), OTHER)
     echo = request.param == "echo"
-    settings = EngineSettings(model_path=str(path), threads=1, speed=1.0, image_cache_bytes=2**22, slots=64)
+    settings = EngineSettings(
+        model_path=str(path),
+        threads=1,
+        speed=1.0,
+        image_cache_bytes=2**22,
+        slots=64,
+        options={"tokens": "12"} if echo else {},
+    )
     engine = load_engine("echo" if echo else "transformers", settings)
     engine.start(lambda what: None)
     yield engine
@@ -31,7 +38,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_answers_go_on_from_their_log_as_if_never_cut(engine: Engine):
-    check_replays(engine, range(12), PICTURES, cuts=4)
+    _, wholes = check_replays(engine, range(10), PICTURES, cuts=3)
+    assert {"stop", "length", "stop string", "held back"} <= kinds_of_end(wholes), "the requests drawn say too little"
 
 
 PROMPT = RawPrompt("Once upon a time")

@@ -363,13 +363,14 @@ def test_a_step_that_fails_once_harms_nobody(other, other_reference, faulty):
     steps = iter([False] * 6 + [True] + [False] * 10_000)
     faulty["when"] = lambda ids: next(steps)
     several = [ask(picture(seed), "What is this?") for seed in range(4)]
-    sampled = Sampling(max_new_tokens=TOKENS, temperature=1.0, seed=3)
+    sampled = Sampling(max_new_tokens=TOKENS, temperature=1.0, seed=3, frequency_penalty=1.5, logprobs=1)
     answers = [submit(other, prompt, GREEDY) for prompt in several]
     draw = submit(other, several[0], sampled)
     for prompt, answer in zip(several, answers, strict=True):
         assert answer.wait().token_ids == other_reference.answer(prompt, TOKENS)[0]
     faulty["when"] = lambda ids: False
     assert draw.wait().token_ids == submit(other, several[0], sampled).wait().token_ids
+    assert [entry.token_id for delta in draw.deltas for entry in delta.logprobs] == draw.token_ids
 
 
 def test_a_request_that_makes_every_step_fail_fails_alone(other, other_reference, faulty):

@@ -10,7 +10,7 @@ from llava_grpc.core.prompt import Image
 from llava_grpc.demo import sample_pictures
 from llava_grpc.engines.base import Engine, load_engine
 from llava_grpc.testing.checkpoints import NEXT, OTHER, build_checkpoint
-from tests.support.replay import check_replays
+from tests.support.replay import check_replays, kinds_of_end
 
 REQUESTS = 200
 AT_ONCE = 20
@@ -33,8 +33,11 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.prove
 @pytest.mark.timeout(1200)
 def test_two_hundred_requests_go_on_from_their_log_as_if_never_cut(engine: Engine):
-    replays = 0
+    replays, kinds = 0, set()
     for first in range(0, REQUESTS, AT_ONCE):
-        replays += check_replays(engine, range(first, first + AT_ONCE), PICTURES, cuts=6, longest=40)
+        compared, wholes = check_replays(engine, range(first, first + AT_ONCE), PICTURES, cuts=6, longest=40)
+        replays += compared
+        kinds |= kinds_of_end(wholes)
     print(f"{replays} continuations of {2 * REQUESTS} answers identical")
     assert replays > 4 * REQUESTS
+    assert kinds == {"stop", "length", "stop string", "held back", "tokens of the stop string undelivered"}

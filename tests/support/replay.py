@@ -12,6 +12,8 @@ from llava_grpc.engines.base import Engine
 from llava_grpc.testing.reference import Answer, submit
 
 LOGPROB_TOLERANCE = 1e-3
+END = 2
+"""The end token of the models that are cut."""
 QUESTIONS = ("What is this?", "How many shapes are there?", "Describe it: größer, 猫?", "Hm")
 
 
@@ -32,7 +34,9 @@ def case(seed: int, pictures: Sequence[Image], longest: int = 24) -> Case:
     prompt: Prompt = Conversation((Turn(Role.USER, (*shown, question)),))
     if chance.random() < 0.2:
         prompt = RawPrompt("<image>" * len(shown) + question, tuple(shown))
-    biased = sorted(chance.sample(range(500), 20)) if chance.random() < 0.3 else []
+    biases = {id_: chance.uniform(-9, 9) for id_ in chance.sample(range(500), 20)} if chance.random() < 0.3 else {}
+    if chance.random() < 0.3:  # else a model of random weights never ends
+        biases[END] = chance.uniform(2, 9)
     sampling = Sampling(
         temperature=chance.choice((0.0, 0.0, 0.7, 1.0, 1.5)),
         top_p=chance.choice((1.0, 0.9, 0.6)),
@@ -43,7 +47,7 @@ def case(seed: int, pictures: Sequence[Image], longest: int = 24) -> Case:
         repetition_penalty=chance.choice((1.0, 1.0, 1.3, 0.8)),
         presence_penalty=chance.choice((0.0, 0.0, 1.5, -0.5)),
         frequency_penalty=chance.choice((0.0, 0.0, 0.7, -0.3)),
-        logit_bias=tuple((id_, chance.uniform(-9, 9)) for id_ in biased),
+        logit_bias=tuple(sorted(biases.items())),
         min_new_tokens=chance.choice((0, 0, min(6, most), most)),
         ignore_eos=chance.random() < 0.3,
         stop_token_ids=tuple(chance.sample(range(4, 500), chance.choice((0, 0, 40)))),
@@ -71,9 +75,13 @@ def cuts_of(whole: Answer, seed: int, count: int) -> list[int]:
     return sorted({0, deltas, *drawn})
 
 
-def check_replays(engine: Engine, seeds: Sequence[int], pictures: Sequence[Image], cuts: int, longest: int = 24) -> int:
-    """Random requests, one a seed and one more with stop strings taken from its answer, each cut several times; how
-    many continuations were compared."""
+def check_replays(
+    engine: Engine, seeds: Sequence[int], pictures: Sequence[Image], cuts: int, longest: int = 24
+) -> tuple[int, list[Answer]]:
+    """Random requests, one a seed and one more with stop strings taken from its answer, each cut several times.
+
+    Returns how many continuations were compared, and the whole answers.
+    """
     cases = [case(seed, pictures, longest) for seed in seeds]
     wholes = [submit(engine, one.prompt, one.sampling) for one in cases]
     stopped = [with_stop(one, whole.wait(), seed) for one, whole, seed in zip(cases, wholes, seeds, strict=True)]
@@ -85,7 +93,19 @@ def check_replays(engine: Engine, seeds: Sequence[int], pictures: Sequence[Image
         chosen = cuts_of(whole, seed, cuts)
         check_replay(one, whole, engine, chosen)
         compared += len(chosen)
-    return compared
+    return compared, wholes + more
+
+
+def kinds_of_end(answers: Sequence[Answer]) -> set[str]:
+    """How the answers ended, and whether tokens were held back in any: what a set of them covers."""
+    kinds = set()
+    for answer in answers:
+        kinds.add("stop string" if answer.end.stop_sequence else answer.end.reason.value)
+        if any(len(delta.token_ids) > 1 for delta in answer.deltas):
+            kinds.add("held back")
+        if answer.end.stop_sequence and answer.end.usage.completion_tokens > len(answer.token_ids) > 0:
+            kinds.add("tokens of the stop string undelivered")
+    return kinds
 
 
 def check_replay(one: Case, whole: Answer, engine: Engine, cuts: Sequence[int]) -> None:
