@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from llava_grpc.config import ControllerSettings
@@ -32,7 +31,7 @@ class ControllerNode:
         self._control = ControlServicer(self._fleet)
         self._inference = InferenceServicer(self._fleet)
         self._node: NodeServer | None = None
-        self._reaper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.address = ""
 
     @property
@@ -59,7 +58,10 @@ class ControllerNode:
         self.address = f"[{host}]:{node.port}" if ":" in host else f"{host}:{node.port}"
         await node.server.start()
         await node.set_serving(True)
-        self._reaper = asyncio.create_task(reap(self._fleet), name="reaper")
+        self._tasks = [
+            asyncio.create_task(reap(self._fleet), name="reaper"),
+            asyncio.create_task(self._inference.watchdog.run(), name="watchdog"),
+        ]
         _log.info("controller at %s, strategy %s", self.address, settings.strategy)
 
     async def stop(self) -> None:
@@ -69,9 +71,8 @@ class ControllerNode:
             await self._node.set_serving(False)
             await self._control.close()
             await self._node.server.stop(self._settings.server.grace)
-        if self._reaper is not None:
-            self._reaper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reaper
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._fleet.close()
         _log.info("stopped")

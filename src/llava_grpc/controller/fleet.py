@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -17,6 +18,7 @@ from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.retry_budget import RetryBudget
 from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
@@ -46,8 +48,11 @@ class Fleet:
     registry: Registry
     dispatcher: Dispatcher
     clock: Callable[[], float] = time.monotonic
+    random: Random = field(default_factory=Random)
+    retry_budget: RetryBudget = field(default_factory=RetryBudget)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
+    _kept: int = 0
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
     _probing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
@@ -97,6 +102,16 @@ class Fleet:
             self._probing[incarnation] = asyncio.create_task(self._probe(address, incarnation, pause))
         return True
 
+    def answered(self, address: str, incarnation: str, status: worker_pb2.GetStatusResponse) -> None:
+        """A worker that was asked whether it lives has answered."""
+        self.registry.answered(address, incarnation, status.load.running, status.tokens_generated)
+        self.place()
+
+    def hangs(self, address: str, incarnation: str, tokens: int) -> None:
+        """A worker answers but computes nothing, having made so many tokens: no work for it until it does."""
+        self.registry.hangs(address, incarnation, tokens)
+        self.suspect(address, incarnation)
+
     async def _probe(self, address: str, incarnation: str, pause: float) -> None:
         """Ask a suspect who it is, less and less often, until it answers or is off the register."""
         stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
@@ -109,8 +124,7 @@ class Fleet:
                 except grpc.aio.AioRpcError:
                     continue
                 if status.incarnation == incarnation:
-                    self.registry.answered(address, incarnation)
-                    self.place()
+                    self.answered(address, incarnation, status)
         finally:
             del self._probing[incarnation]
 
@@ -163,14 +177,14 @@ class Fleet:
         told: Queued | None = None
         try:
             while not future.done():
-                outlook = self.dispatcher.outlook(model, entry.key, self.clock())
+                outlook = self.dispatcher.outlook(model, entry, self.clock())
                 if told is None or outlook.position != told.position:
                     await tell(outlook)
                     told = outlook
                 await asyncio.wait({future}, timeout=TELL_EVERY)
             return future.result()
         except BaseException:
-            self.dispatcher.forget(model, entry.key)
+            self.dispatcher.forget(model, entry)
             if future.done() and future.exception() is None:  # a slot came as the client went
                 self.release(future.result())
             raise
@@ -184,6 +198,17 @@ class Fleet:
     def finish(self, entry: Entry, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
         """The request is over: "ok" or the reason of its error, and its tokens as the worker counted them."""
         self.dispatcher.finish(entry.key, self.clock(), outcome, prompt_tokens, answer_tokens)
+
+    def keep(self, size: int) -> bool:
+        """Whether a request of so many bytes may be kept for a resume; if so, they count until they are `let_go`."""
+        if self._kept + size > self.settings.resume_memory_bytes:
+            return False
+        self._kept += size
+        return True
+
+    def let_go(self, size: int) -> None:
+        """So many bytes are kept no longer."""
+        self._kept -= size
 
     def release(self, assignment: Assignment) -> None:
         """A request's stream is over: its slot is for whoever waits."""

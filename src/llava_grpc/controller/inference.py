@@ -11,12 +11,13 @@ from google.protobuf.message import DecodeError
 
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.proxy import Proxy
+from llava_grpc.controller.watchdog import Watchdog
 from llava_grpc.core.admission import Entry
 from llava_grpc.core.demand import Demand
 from llava_grpc.core.prompt import check_request_id
 from llava_grpc.errors import PromptInvalidError, ShuttingDownError
 from llava_grpc.logs import REQUEST_ID
-from llava_grpc.rpc.convert import card_to_pb, priority_from_pb
+from llava_grpc.rpc.convert import card_to_pb, fingerprint_from_pb, priority_from_pb
 from llava_grpc.rpc.demand import demand_of
 from llava_grpc.rpc.identity import new_request_id, new_seed
 from llava_grpc.rpc.status import typed_errors
@@ -34,7 +35,8 @@ class InferenceServicer:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._proxy = Proxy(fleet)
+        self.watchdog = Watchdog(fleet)
+        self._proxy = Proxy(fleet, self.watchdog)
         self.draining = False
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -80,8 +82,9 @@ class InferenceServicer:
         _log.info("generate model=%s bytes=%d", model, len(request))
         message.model = model
         demand = demand_of(message) if len(request) < LARGE else await asyncio.to_thread(demand_of, message)
+        emitted = len(message.emitted_token_ids)
         entry = self._entry(message, request_id, demand, context)
-        await self._proxy.answer(context, model, request + addition.SerializeToString(), entry)
+        await self._proxy.answer(context, model, request + addition.SerializeToString(), entry, emitted)
 
     def _entry(self, message: pb.GenerateRequest, request_id: str, demand: Demand, context: _Context) -> Entry:
         """The request as the queue sees it. Its key is our own: clients may use a request id twice."""
@@ -94,4 +97,5 @@ class InferenceServicer:
             demand=demand,
             deadline=None if left is None else now + left,
             arrived=now,
+            begun=fingerprint_from_pb(message.begun) if message.HasField("begun") else None,
         )

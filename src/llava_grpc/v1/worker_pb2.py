@@ -26,7 +26,7 @@ from llava_grpc.v1 import controller_pb2 as llava__grpc_dot_v1_dot_controller__p
 from llava_grpc.v1 import inference_pb2 as llava__grpc_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allava_grpc/v1/worker.proto\x12\rllava_grpc.v1\x1a\x1ellava_grpc/v1/controller.proto\x1a\x1dllava_grpc/v1/inference.proto\"\x12\n\x10GetStatusRequest\"\xa1\x01\n\x11GetStatusResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12$\n\x06models\x18\x02 \x03(\x0b\x32\x14.llava_grpc.v1.Model\x12\r\n\x05slots\x18\x03 \x01(\r\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t2_\n\rWorkerService\x12N\n\tGetStatus\x12\x1f.llava_grpc.v1.GetStatusRequest\x1a .llava_grpc.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allava_grpc/v1/worker.proto\x12\rllava_grpc.v1\x1a\x1ellava_grpc/v1/controller.proto\x1a\x1dllava_grpc/v1/inference.proto\"\x12\n\x10GetStatusRequest\"\xbb\x01\n\x11GetStatusResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12$\n\x06models\x18\x02 \x03(\x0b\x32\x14.llava_grpc.v1.Model\x12\r\n\x05slots\x18\x03 \x01(\r\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x18\n\x10tokens_generated\x18\x07 \x01(\x04\x32_\n\rWorkerService\x12N\n\tGetStatus\x12\x1f.llava_grpc.v1.GetStatusRequest\x1a .llava_grpc.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=108
   _globals['_GETSTATUSREQUEST']._serialized_end=126
   _globals['_GETSTATUSRESPONSE']._serialized_start=129
-  _globals['_GETSTATUSRESPONSE']._serialized_end=290
-  _globals['_WORKERSERVICE']._serialized_start=292
-  _globals['_WORKERSERVICE']._serialized_end=387
+  _globals['_GETSTATUSRESPONSE']._serialized_end=316
+  _globals['_WORKERSERVICE']._serialized_start=318
+  _globals['_WORKERSERVICE']._serialized_end=413
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,7 @@ class GetStatusResponse(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TOKENS_GENERATED_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """This life of the worker."""
     slots: _builtins.int
@@ -57,6 +58,8 @@ class GetStatusResponse(_message.Message):
     """Name of its engine."""
     version: _builtins.str
     """Its release."""
+    tokens_generated: _builtins.int
+    """Tokens that it has made in this life. A worker that runs requests and makes none hangs, though it answers here."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Model]:
         """What it serves."""
@@ -74,10 +77,11 @@ class GetStatusResponse(_message.Message):
         load: _controller_pb2.Load | None = ...,
         engine: _builtins.str = ...,
         version: _builtins.str = ...,
+        tokens_generated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "incarnation", b"incarnation", "load", b"load", "models", b"models", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "incarnation", b"incarnation", "load", b"load", "models", b"models", "slots", b"slots", "tokens_generated", b"tokens_generated", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ import grpc.aio
 
 from llava_grpc import __version__
 from llava_grpc.core.stream import Finished, Started
-from llava_grpc.errors import ModelNotFoundError, ShuttingDownError, StartingError
+from llava_grpc.errors import ModelNotFoundError, ResumeFailedError, ShuttingDownError, StartingError
 from llava_grpc.logs import REQUEST_ID
 from llava_grpc.rpc.convert import card_to_pb, event_to_pb, request_from_pb
 from llava_grpc.rpc.identity import new_request_id, new_seed
@@ -48,6 +48,7 @@ class WorkerServicer:
             load=self.load(),
             engine=engine.name if engine is not None else "",
             version=__version__,
+            tokens_generated=engine.stats().tokens_generated if engine is not None else 0,
         )
 
     def _models(self) -> list[inference_pb2.Model]:
@@ -73,6 +74,8 @@ class WorkerServicer:
         card = self.host.engine.card
         if request.model and not card.answers_to(request.model):
             raise ModelNotFoundError(f"no model is named {request.model!r} here; this worker serves {card.name}")
+        if request.begun is not None and not card.fingerprint.may_continue(request.begun):
+            raise ResumeFailedError("the model here has other weights or tokens than the answer was begun with")
         answer = await self.host.submit(request)
         try:
             started = Started(
