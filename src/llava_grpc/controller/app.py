@@ -11,7 +11,8 @@ from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.inference import InferenceServicer
 from llava_grpc.controller.reaper import reap
 from llava_grpc.core.registry import Registry
-from llava_grpc.rpc.server import NodeServer, bind_server
+from llava_grpc.rpc.server import NodeServer
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import controller_pb2, controller_pb2_grpc, inference_pb2
 
 _log = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ _SERVICES = (
 class ControllerNode:
     """See the module. `start`, then `stop`."""
 
-    def __init__(self, settings: ControllerSettings) -> None:
+    def __init__(self, settings: ControllerSettings, world: World | None = None) -> None:
         self._settings = settings
-        self._fleet = Fleet.from_settings(settings)
+        self._world = world or World()
+        self._fleet = Fleet.from_settings(settings, self._world)
         self._control = ControlServicer(self._fleet)
         self._inference = InferenceServicer(self._fleet)
         self._node: NodeServer | None = None
@@ -51,7 +53,7 @@ class ControllerNode:
             SettingsError: the port is taken.
         """
         settings = self._settings
-        node = self._node = await bind_server(settings.server, _SERVICES, (self._inference.handler(),))
+        node = self._node = await self._world.bind_server(settings.server, _SERVICES, (self._inference.handler(),))
         # The generated types ask for subclasses whose streams are generators; ours write to the context.
         controller_pb2_grpc.add_ControllerServiceServicer_to_server(self._control, node.server)  # type: ignore[arg-type]
         host = settings.server.host

@@ -6,10 +6,8 @@ One of these a controller; control, inference and reaper share it. All on one ev
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from random import Random
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -23,7 +21,7 @@ from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
 from llava_grpc.plugins import load_strategy
-from llava_grpc.rpc.channels import open_channel
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 
@@ -47,8 +45,7 @@ class Fleet:
     settings: ControllerSettings
     registry: Registry
     dispatcher: Dispatcher
-    clock: Callable[[], float] = time.monotonic
-    random: Random = field(default_factory=Random)
+    world: World = field(default_factory=World)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
@@ -59,7 +56,7 @@ class Fleet:
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
-    def from_settings(cls, settings: ControllerSettings) -> Fleet:
+    def from_settings(cls, settings: ControllerSettings, world: World) -> Fleet:
         """A fleet with nobody in it.
 
         Raises:
@@ -69,7 +66,13 @@ class Fleet:
         stalls = StallWatch.of_interval(settings.heartbeat_interval)
         registry = Registry(expiry=settings.heartbeat_expiry, stalls=stalls)
         limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
-        return cls(settings, registry, Dispatcher(registry, strategy, limits=limits, strategy_name=settings.strategy))
+        dispatcher = Dispatcher(registry, strategy, random=world.random, limits=limits, strategy_name=settings.strategy)
+        return cls(settings, registry, dispatcher, world)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The controller's own."""
+        return self.world.clock
 
     def admit(self, registration: Registration) -> Worker | None:
         """Put a worker that was reached on the register; the other life that it replaces, if any."""
@@ -219,7 +222,9 @@ class Fleet:
         """The channel to one life of a worker; opened when first asked for."""
         channel = self._channels.get(incarnation)
         if channel is None:
-            channel = self._channels[incarnation] = open_channel(address, self.settings.server.max_message_bytes)
+            channel = self._channels[incarnation] = self.world.open_channel(
+                address, self.settings.server.max_message_bytes
+            )
         return channel
 
     async def close(self) -> None:

@@ -72,13 +72,13 @@ class InferenceServicer:
                 "the message is not a GenerateRequest", remedy="Generate the client from this release's protos"
             ) from None
         check_request_id(message.request_id)
-        request_id = message.request_id or new_request_id()
+        request_id = message.request_id or new_request_id(self._fleet.world.random)
         REQUEST_ID.set(request_id)
         model = self._fleet.dispatcher.resolve(message.model)
         # Joined messages merge: what is missing is added behind, and the pictures stay where they are.
         addition = pb.GenerateRequest(request_id=request_id, model=model)
         if not message.sampling.HasField("seed"):
-            addition.sampling.seed = new_seed()
+            addition.sampling.seed = new_seed(self._fleet.world.random)
         _log.info("generate model=%s bytes=%d", model, len(request))
         message.model = model
         demand = demand_of(message) if len(request) < LARGE else await asyncio.to_thread(demand_of, message)
@@ -90,7 +90,7 @@ class InferenceServicer:
         """The request as the queue sees it. Its key is our own: clients may use a request id twice."""
         now, left = self._fleet.clock(), context.time_remaining()
         return Entry(
-            key=new_request_id(),
+            key=new_request_id(self._fleet.world.random),
             request_id=request_id,
             tenant=message.tenant,
             priority=priority_from_pb(message.priority),

@@ -154,7 +154,7 @@ class Proxy:
             LlavaGrpcError: `why` the last attempt failed, where there is nobody: it tells more than that.
         """
         fleet, entry, relay = self._fleet, asked.entry, asked.relay
-        if pause := asked.trail.backoff(fleet.random):
+        if pause := asked.trail.backoff(fleet.world.random):
             await asyncio.sleep(pause)
         if relay.begun_under is not None:
             entry = replace(entry, arrived=fleet.clock(), begun=relay.begun_under)

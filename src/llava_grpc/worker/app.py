@@ -9,16 +9,17 @@ import asyncio
 import contextlib
 import logging
 import socket
-import uuid
+from collections.abc import Callable
 
 import grpc.aio
 
 from llava_grpc import __version__
-from llava_grpc.config import WorkerSettings
+from llava_grpc.config import EngineSettings, WorkerSettings
 from llava_grpc.core.registry import Registration
-from llava_grpc.engines.base import Progress, load_engine
-from llava_grpc.rpc.channels import open_channel
-from llava_grpc.rpc.server import NodeServer, bind_server
+from llava_grpc.engines.base import Engine, Progress, load_engine
+from llava_grpc.rpc.identity import new_incarnation
+from llava_grpc.rpc.server import NodeServer
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llava_grpc.worker.host import EngineHost
 from llava_grpc.worker.membership import Membership
@@ -35,10 +36,19 @@ _SERVICES = (
 class WorkerNode:
     """See the module. `start`, then `wait` until it must end, then `stop`."""
 
-    def __init__(self, settings: WorkerSettings, progress: Progress = lambda message: None) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        progress: Progress = lambda message: None,
+        *,
+        world: World | None = None,
+        load_engine: Callable[[str, EngineSettings], Engine] = load_engine,
+    ) -> None:
         self._settings = settings
         self._progress = progress
-        self._incarnation = uuid.uuid4().hex
+        self._world = world or World()
+        self._load_engine = load_engine
+        self._incarnation = new_incarnation(self._world.random)
         self._memberships: list[Membership] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._channels: list[grpc.aio.Channel] = []
@@ -66,16 +76,16 @@ class WorkerNode:
             EngineStartError: the engine cannot be started.
         """
         settings = self._settings
-        servicer = self._servicer = WorkerServicer(self._incarnation)
-        node = self._node = await bind_server(settings.server, _SERVICES, ())
+        servicer = self._servicer = WorkerServicer(self._incarnation, self._world.random)
+        node = self._node = await self._world.bind_server(settings.server, _SERVICES, ())
         # The generated types ask for subclasses whose streams are generators; ours write to the context.
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
         self.address = servicer.address = settings.address or self._own_address(node.port)
         await node.server.start()
         # In a thread: importing an engine's library takes seconds, and health is to answer meanwhile.
-        engine = await asyncio.to_thread(load_engine, settings.engine_name, settings.engine)
-        host = EngineHost(engine)
+        engine = await asyncio.to_thread(self._load_engine, settings.engine_name, settings.engine)
+        host = EngineHost(engine, self._world.clock)
         await host.start(self._progress)
         self._host = servicer.host = host
         await node.set_serving(True)
@@ -85,7 +95,7 @@ class WorkerNode:
             self._join(controller)
 
     def _join(self, controller: str) -> None:
-        channel = open_channel(controller)
+        channel = self._world.open_channel(controller)
         self._channels.append(channel)
         assert self._servicer is not None
         engine = self.host.engine
@@ -103,6 +113,7 @@ class WorkerNode:
             ),
             load=self._servicer.load,
             join_token=self._settings.join_token,
+            random=self._world.random,
         )
         self._memberships.append(membership)
         self._tasks.append(asyncio.create_task(membership.run(), name=f"membership of {controller}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import grpc.aio
@@ -24,8 +25,9 @@ _log = logging.getLogger(__name__)
 class WorkerServicer:
     """Answers for one engine. The node sets `host` once the engine is loaded, and `draining` when it stops."""
 
-    def __init__(self, incarnation: str) -> None:
+    def __init__(self, incarnation: str, random: Random) -> None:
         self._incarnation = incarnation
+        self._random = random
         self.host: EngineHost | None = None
         self.address = ""
         self.draining = False
@@ -69,7 +71,8 @@ class WorkerServicer:
         if self.host is None:
             raise StartingError("the worker is loading its model", retry_after=1.0)
         request = request_from_pb(message)
-        request = replace(request, request_id=request.request_id or new_request_id()).with_seed(new_seed())
+        request_id = request.request_id or new_request_id(self._random)
+        request = replace(request, request_id=request_id).with_seed(new_seed(self._random))
         REQUEST_ID.set(request.request_id)
         card = self.host.engine.card
         if request.model and not card.answers_to(request.model):
