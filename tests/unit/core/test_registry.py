@@ -92,9 +92,9 @@ def test_a_failed_call_makes_suspect_and_a_heartbeat_clears_it(registration: Mak
     registry = Registry(expiry=90)
     registry.register(registration(), now=0)
     [worker] = registry.workers()
-    registry.call_failed(worker.address, "another life")
+    registry.call_failed(worker.address, "another life", now=1)
     assert worker.state is WorkerState.ALIVE
-    registry.call_failed(worker.address, worker.incarnation)
+    registry.call_failed(worker.address, worker.incarnation, now=1)
     assert worker.state is WorkerState.SUSPECT
     assert list(registry.models()) == []
     registry.heartbeat(worker.address, worker.incarnation, 1, 0, 0, now=1)
@@ -189,7 +189,7 @@ def test_whatever_happens_the_indices_agree_and_the_expired_are_gone(actions: li
             case "deregister":
                 registry.deregister(address, incarnation)
             case "fail":
-                registry.call_failed(address, incarnation)
+                registry.call_failed(address, incarnation, now)
             case "expire":
                 assert all(worker.last_sign + 90 <= now for worker in registry.expire(now))
                 assert all(worker.last_sign + 90 > now for worker in registry.workers())
