@@ -1,0 +1,82 @@
+"""Drill `wall-clock`: every node's wall clock is moved by an hour, forth and back, under load and a kill.
+
+Shows that nobody is dropped for it, that deadlines under way keep their length, and that a worker killed meanwhile is
+replaced as ever. The clock is libfaketime's (package libfaketime of Debian), preloaded into controllers and workers; it
+leaves the monotonic clock alone, as somebody who sets the time of a machine does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import re
+import tempfile
+import time
+from pathlib import Path
+
+from drills.fleet import Fleet, Footprint, heard, stamp
+from drills.load import Load
+from drills.mix import questions
+from drills.outcome import Outcome
+from drills.stage import Stage, leave
+from llava_grpc.client import AsyncClient
+
+NAME = "wall-clock"
+LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
+EXPIRY = 3.0
+CONTROLLER = ("--heartbeat-interval", "0.5", "--heartbeat-expiry", str(EXPIRY))
+WORKER = ("--engine", "echo", "--engine-option", "token_interval_ms=60", "--speed", "1")
+RATE = 15.0
+MOVES = (3600, -3600, 0)
+"""Seconds by which the clock is off, one after the other; back at last."""
+
+
+async def drill(stage: Stage) -> Outcome:
+    """See the module."""
+    outcome, chance = Outcome(NAME), stage.chance(NAME)
+    library = next((found for pattern in LIBRARIES for found in glob.glob(pattern)), None)
+    if library is None:
+        outcome.skipped = "libfaketime is not installed (apt-get install libfaketime)"
+        return outcome
+    move = stage.bar("moves of the wall clock", len(MOVES))
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Path(folder) / "clock"
+        _set(clock, 0)
+        environment = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        fleet = Fleet(workers=3, controller_flags=CONTROLLER, worker_flags=WORKER, environment=environment)
+        async with fleet, AsyncClient(fleet.addresses) as client:
+            asked = await questions(client, chance, 40, tokens=(10, 60), at_once=40)
+            before = Footprint(fleet.controllers)
+            async with Load(client, asked, RATE, chance) as load:
+                for number, seconds in enumerate(MOVES):
+                    await load.more(10)
+                    lines = fleet.controller.lines
+                    _set(clock, seconds)
+                    victim = chance.choice(fleet.workers)
+                    victim.kill()
+                    outcome.kills += 1
+                    await fleet.replace(victim)
+                    await asyncio.sleep(EXPIRY + 1)  # whoever is to be dropped for it is dropped by then
+                    name = re.escape(fleet.workers[-1].address)
+                    moved = stamp(await heard(fleet.controller, rf"worker {name} registered", lines)) - time.time()
+                    outcome.require(abs(moved - seconds) < 600, f"the clock moved by {moved:.0f} s, not by {seconds}")
+                    for node in fleet.workers:
+                        dropped = fleet.controller.count(rf"worker {re.escape(node.address)} was dropped")
+                        outcome.require(not dropped, f"{node.address} was dropped, the clock being off by {seconds} s")
+                    move(number + 1)
+                await load.calm()
+            outcome.judge(load)
+            await leave(outcome, fleet, before)
+    return outcome
+
+
+def _set(clock: Path, seconds: int) -> None:
+    """Have all nodes' wall clock be off by so much, from their next look at it."""
+    fresh = clock.with_suffix(".new")
+    fresh.write_text(f"{seconds:+d}")
+    fresh.replace(clock)
