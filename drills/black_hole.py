@@ -28,7 +28,7 @@ TOKEN = ("--join-token", "drill")
 """A controller that listens beyond loopback demands one."""
 
 
-class NotHere(Exception):
+class NotHereError(Exception):
     """This machine, or this user, cannot make networks; the message says why."""
 
 
@@ -63,15 +63,15 @@ def link() -> Iterator[Link]:
     """A link that is gone at the end.
 
     Raises:
-        NotHere: there can be none.
+        NotHereError: there can be none.
     """
     if not sys.platform.startswith("linux"):
-        raise NotHere(f"network namespaces are Linux's, this is {sys.platform}")
+        raise NotHereError(f"network namespaces are Linux's, this is {sys.platform}")
     if os.geteuid() != 0:
-        raise NotHere("making network namespaces needs root")
+        raise NotHereError("making network namespaces needs root")
     for tool in ("ip", "tc"):
         if shutil.which(tool) is None:
-            raise NotHere(f"there is no {tool} (apt-get install iproute2)")
+            raise NotHereError(f"there is no {tool} (apt-get install iproute2)")
     number = os.getpid()
     net = f"10.{200 + number % 50}.{number // 50 % 250}"
     made = Link(f"llava-drill-{number}", f"lld{number}a", f"lld{number}b", f"{net}.1", f"{net}.2")
@@ -81,7 +81,7 @@ def link() -> Iterator[Link]:
             _run("ip", "netns", "add", made.space)
             _run("ip", "link", "add", made.outer, "type", "veth", "peer", "name", made.inner, "netns", made.space)
         except subprocess.CalledProcessError as error:
-            raise NotHere(f"no network namespace can be made here: {error.stderr.strip()}") from error
+            raise NotHereError(f"no network namespace can be made here: {error.stderr.strip()}") from error
         _run("ip", "addr", "add", f"{made.here}/24", "dev", made.outer)
         _run("ip", "link", "set", made.outer, "up")
         _run(*inside, "addr", "add", f"{made.there}/24", "dev", made.inner)
@@ -98,7 +98,7 @@ async def drill(stage: Stage) -> Outcome:
     try:
         with link() as way:
             await _drill(stage, outcome, way)
-    except NotHere as why:
+    except NotHereError as why:
         outcome.skipped = str(why)
     return outcome
 

@@ -65,9 +65,8 @@ async def drill(stage: Stage) -> Outcome:
         await leave(outcome, fleet, before)
     slow = percentile(outcome.cancel_ms, 0.99) or 0.0
     outcome.require(stage.quick or slow <= FREE_MS, f"a slot is free {slow} ms after a cancel (p99), not {FREE_MS:g}")
-    outcome.notes.append(
-        f"{crowd.cancelled + timed} cancels; a slot is free in {percentile(outcome.cancel_ms, 0.5)} ms (p50)"
-    )
+    usual = percentile(outcome.cancel_ms, 0.5)
+    outcome.notes.append(f"{crowd.cancelled + timed} cancels; a slot is free in {usual} ms (p50)")
     return outcome
 
 

@@ -19,7 +19,7 @@ from llava_grpc.demo.questions import DESCRIPTION_REQUESTS
 from llava_grpc.rpc.identity import new_request_id
 
 MODEL_TOLERANCE = 1e-3
-"""By how much a log-probability may differ: its last bits depend on what else is in a model's batch (docs/sampling.md)."""
+"""By how much a log-probability of a model may differ: its last bits depend on what else is in the batch."""
 TIMEOUT = 120.0
 """Seconds for an answer without a fault."""
 
@@ -130,7 +130,7 @@ def _stopping(one: GenerationRequest, text: str, chance: Random) -> GenerationRe
 
 def _alike(one: TokenLogprob, other: TokenLogprob, tolerance: float) -> bool:
     """The same token, as likely; of its rivals how likely they are counts, since equals may change places."""
-    likelihoods = zip((one, *one.top), (other, *other.top), strict=True)
-    return (one.token_id, one.utf8) == (other.token_id, other.utf8) and all(
-        abs(first.logprob - second.logprob) <= tolerance for first, second in likelihoods
+    likelihoods, others = ([entry.logprob, *(rival.logprob for rival in entry.top)] for entry in (one, other))
+    return (one.token_id, one.utf8, len(likelihoods)) == (other.token_id, other.utf8, len(others)) and all(
+        abs(first - second) <= tolerance for first, second in zip(likelihoods, others, strict=True)
     )

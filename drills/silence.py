@@ -1,5 +1,5 @@
-"""What drills share in which a worker falls silent under load, its connections open, until it has been dropped, and then
-goes on as if nothing had been."""
+"""What drills share in which a worker falls silent under load, its connections open, until it has been dropped, and
+then goes on as if nothing had been."""
 
 from __future__ import annotations
 
