@@ -1,8 +1,10 @@
 """Clients of several addresses: whatever breaks between client and server, the answer is the same, once."""
 
 import asyncio
+import contextlib
 import gc
 import random
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,6 +33,8 @@ SECONDS = 20.0
 NOBODY = ("127.0.0.1:1", "127.0.0.1:2")
 TOKENS = 24
 HANGS_AFTER = 9
+HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+"""Kinds of HTTP/2 frames."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0.5, "seed": 5},
@@ -115,6 +119,39 @@ async def halfway(
             async with fake_worker(passes_on(real.inference, deltas, then, fingerprint)) as failing:
                 yield failing, worker
                 await until(idle(cluster))
+
+
+@asynccontextmanager
+async def resetting(code: int) -> AsyncIterator[str]:
+    """Address of a server that resets every stream with that error code of HTTP/2, as load balancers do."""
+
+    def frame(kind: int, stream: int, body: bytes = b"", flags: int = 0) -> bytes:
+        return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
+
+    connections: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readexactly(24)  # the client's preface
+            writer.write(frame(SETTINGS, 0))
+            while True:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == HEADERS:
+                    writer.write(frame(RST_STREAM, int.from_bytes(head[5:], "big"), struct.pack(">I", code)))
+                elif head[3] == SETTINGS and not head[4]:
+                    writer.write(frame(SETTINGS, 0, flags=1))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+    finally:
+        server.close()
+        for writer in connections:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 # -------------------------------------------------------------------------------------------------- in mid-answer
@@ -265,6 +302,18 @@ async def test_who_is_not_there_who_stops_and_who_is_full_leads_to_the_next():
                 assert client.address == cluster.address
                 assert await client.ask("hi")
                 assert failing.calls == 1
+
+
+@pytest.mark.parametrize("code", [0, 2, 8])
+async def test_a_stream_reset_on_the_way_leads_to_the_next(code: int):
+    async with resetting(code) as address, Cluster(workers=1) as cluster:
+        async with AsyncClient([address, cluster.address], timeout=SECONDS) as client:
+            stream = client.generate("hi")
+            assert await stream.text()
+            assert (stream.attempts, client.address) == (2, cluster.address)
+        async with AsyncClient(address, timeout=SECONDS) as client:
+            with pytest.raises(errors.ServerUnreachableError, match="was cut"):
+                await client.ask("hi")
 
 
 async def test_a_full_server_is_an_error_where_there_is_no_other():
