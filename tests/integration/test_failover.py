@@ -23,7 +23,7 @@ from llava_grpc.rpc.channels import open_channel
 from llava_grpc.testing.cluster import Cluster
 from llava_grpc.v1 import inference_pb2 as pb
 from llava_grpc.worker.app import WorkerNode
-from tests.support.chance import Endless, Hasty
+from tests.support.chance import Brisk, Endless, Hasty
 from tests.support.fake_worker import Behaviour, FakeWorker, declines, dies_at_once, fake_worker
 from tests.support.halfway import dies, ends, hangs, passes_on, says_cancelled, stops
 from tests.support.waiting import until
@@ -269,6 +269,26 @@ async def test_at_the_only_address_a_broken_answer_is_resumed_too():
             await stream.text()
             assert (stream.attempts, stream.resumed) == (2, 1)
             assert whole(stream) == await undisturbed(worker.address, {}, stream.started)
+
+
+async def test_the_only_controller_is_started_again_and_the_answer_goes_on():
+    options = {"tokens": "1000", "token_interval_ms": "20"}
+    async with Cluster(workers=1, options=options) as cluster:
+        async with AsyncClient(cluster.address, attempts=1000, timeout=SECONDS, random=Brisk()) as client:
+            stream = client.generate("hello", seed=1, max_new_tokens=50)
+            await read_until(stream, 3)
+            await cluster.controller.stop()
+            port = int(cluster.address.rpartition(":")[2])
+            again = ControllerNode(ControllerSettings(server=ServerSettings(port=port, grace=0)))
+            await again.start()
+            try:
+                await stream.text()
+                assert stream.resumed == 1
+                assert whole(stream) == await undisturbed(
+                    cluster.workers[0].address, {"seed": 1, "max_new_tokens": 50}, stream.started
+                )
+            finally:
+                await again.stop()
 
 
 async def test_an_answer_may_be_cut_ever_again_as_long_as_it_gets_on():
