@@ -113,6 +113,8 @@ class Watchdog:
                 return
             try:
                 status = asking.result()
+            except grpc.aio.UsageError:  # it left the register just now, and its channel with it: asked anew
+                return
             except grpc.aio.AioRpcError as error:
                 self._unanswered(address, incarnation, patient, frames, f"{error.code().name}: {error.details()}")
                 return
