@@ -1,8 +1,10 @@
 """Clients of several addresses: whatever breaks between client and server, the answer is the same, once."""
 
 import asyncio
+import contextlib
 import gc
 import random
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +23,7 @@ from llava_grpc.rpc.channels import open_channel
 from llava_grpc.testing.cluster import Cluster
 from llava_grpc.v1 import inference_pb2 as pb
 from llava_grpc.worker.app import WorkerNode
-from tests.support.chance import Endless, Hasty
+from tests.support.chance import Brisk, Endless, Hasty
 from tests.support.fake_worker import Behaviour, FakeWorker, declines, dies_at_once, fake_worker
 from tests.support.halfway import dies, ends, hangs, passes_on, says_cancelled, stops
 from tests.support.waiting import until
@@ -31,6 +33,8 @@ SECONDS = 20.0
 NOBODY = ("127.0.0.1:1", "127.0.0.1:2")
 TOKENS = 24
 HANGS_AFTER = 9
+HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+"""Kinds of HTTP/2 frames."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0.5, "seed": 5},
@@ -115,6 +119,39 @@ async def halfway(
             async with fake_worker(passes_on(real.inference, deltas, then, fingerprint)) as failing:
                 yield failing, worker
                 await until(idle(cluster))
+
+
+@asynccontextmanager
+async def resetting(code: int) -> AsyncIterator[str]:
+    """Address of a server that resets every stream with that error code of HTTP/2, as load balancers do."""
+
+    def frame(kind: int, stream: int, body: bytes = b"", flags: int = 0) -> bytes:
+        return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
+
+    connections: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readexactly(24)  # the client's preface
+            writer.write(frame(SETTINGS, 0))
+            while True:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == HEADERS:
+                    writer.write(frame(RST_STREAM, int.from_bytes(head[5:], "big"), struct.pack(">I", code)))
+                elif head[3] == SETTINGS and not head[4]:
+                    writer.write(frame(SETTINGS, 0, flags=1))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+    finally:
+        server.close()
+        for writer in connections:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 # -------------------------------------------------------------------------------------------------- in mid-answer
@@ -234,6 +271,26 @@ async def test_at_the_only_address_a_broken_answer_is_resumed_too():
             assert whole(stream) == await undisturbed(worker.address, {}, stream.started)
 
 
+async def test_the_only_controller_is_started_again_and_the_answer_goes_on():
+    options = {"tokens": "1000", "token_interval_ms": "20"}
+    async with Cluster(workers=1, options=options) as cluster:
+        async with AsyncClient(cluster.address, attempts=1000, timeout=SECONDS, random=Brisk()) as client:
+            stream = client.generate("hello", seed=1, max_new_tokens=50)
+            await read_until(stream, 3)
+            await cluster.controller.stop()
+            port = int(cluster.address.rpartition(":")[2])
+            again = ControllerNode(ControllerSettings(server=ServerSettings(port=port, grace=0)))
+            await again.start()
+            try:
+                await stream.text()
+                assert stream.resumed == 1
+                assert whole(stream) == await undisturbed(
+                    cluster.workers[0].address, {"seed": 1, "max_new_tokens": 50}, stream.started
+                )
+            finally:
+                await again.stop()
+
+
 async def test_an_answer_may_be_cut_ever_again_as_long_as_it_gets_on():
     seed = random.randrange(2**32)
     async with halfway(dies) as (failing, worker):
@@ -265,6 +322,18 @@ async def test_who_is_not_there_who_stops_and_who_is_full_leads_to_the_next():
                 assert client.address == cluster.address
                 assert await client.ask("hi")
                 assert failing.calls == 1
+
+
+@pytest.mark.parametrize("code", [0, 2, 8])
+async def test_a_stream_reset_on_the_way_leads_to_the_next(code: int):
+    async with resetting(code) as address, Cluster(workers=1) as cluster:
+        async with AsyncClient([address, cluster.address], timeout=SECONDS) as client:
+            stream = client.generate("hi")
+            assert await stream.text()
+            assert (stream.attempts, client.address) == (2, cluster.address)
+        async with AsyncClient(address, timeout=SECONDS) as client:
+            with pytest.raises(errors.ServerUnreachableError, match="was cut"):
+                await client.ask("hi")
 
 
 async def test_a_full_server_is_an_error_where_there_is_no_other():

@@ -10,6 +10,13 @@ class Hasty(Random):
         return 0.0
 
 
+class Brisk(Random):
+    """Pauses are short, but others get their turn."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return 0.02
+
+
 class Endless(Random):
     """Pauses outlast every test."""
 

@@ -5,7 +5,8 @@ Pure: no clock and no connection; `route` asks and obeys.
 Laws:
 1. What is the request's fault, the caller's own doing or a defect is told at once: it would be the same elsewhere.
    A server that cannot be reached, that stops, or that has nobody to answer, leads on; a full one only where there is
-   another address.
+   another address. That nobody serves the model is no fault of a request that was being answered: the server there
+   has just begun, and does not know its workers yet.
 2. The next address is asked at once; only when all have failed in turn comes a pause, jittered, and longer each time.
 3. Failures in a row without a new token are bounded. A new token makes good for all failures before it.
 4. Whoever cannot go on with an answer, for want of the same weights, is not asked for it twice.
@@ -22,7 +23,13 @@ from random import Random
 
 from llava_grpc.core.prompt import GenerationRequest
 from llava_grpc.core.stream import Fingerprint, Started
-from llava_grpc.errors import LlavaGrpcError, OverloadedError, ResumeFailedError, UnavailableError
+from llava_grpc.errors import (
+    LlavaGrpcError,
+    ModelNotFoundError,
+    OverloadedError,
+    ResumeFailedError,
+    UnavailableError,
+)
 
 ATTEMPTS = 3
 """Failures in a row, without a new token, after which the caller is told; more where there are more addresses."""
@@ -47,6 +54,8 @@ class Failover:
     random: Random
     _answered: bool = False
     """Something has come, from whichever address."""
+    _begun: bool = False
+    """Somebody has taken the request up."""
     _progress: bool = False
     """A token has come from the attempt under way."""
     _barren: int = 0
@@ -54,9 +63,10 @@ class Failover:
     _asked: int = 0
     """Addresses that failed since then."""
 
-    def answered(self) -> None:
-        """A server has said something that is no failure."""
+    def answered(self, *, begun: bool = False) -> None:
+        """A server has said something that is no failure; `begun`: that it has taken the request up."""
         self._answered = True
+        self._begun = self._begun or begun
 
     def progressed(self) -> None:
         """A new token has come."""
@@ -70,7 +80,7 @@ class Failover:
         self._progress = False
         self._asked += 1
         alone = self.addresses == 1
-        if not leads_on(error, elsewhere=not alone) or self._barren >= self.attempts:
+        if not leads_on(error, elsewhere=not alone, begun=self._begun) or self._barren >= self.attempts:
             return None
         if alone and not self._answered:
             return None
@@ -84,9 +94,19 @@ class Failover:
         return max(longest * self.random.uniform(0.5, 1.0), error.retry_after or 0.0)
 
 
-def leads_on(error: LlavaGrpcError, *, elsewhere: bool) -> bool:
-    """Whether the same call may fare better later or at another address; `elsewhere`: there is another one."""
-    return isinstance(error, UnavailableError) or (elsewhere and isinstance(error, OverloadedError))
+def leads_on(error: LlavaGrpcError, *, elsewhere: bool, begun: bool) -> bool:
+    """Whether the same call may fare better later or at another address.
+
+    Args:
+        error: why it failed.
+        elsewhere: there is another address.
+        begun: the request was taken up before.
+    """
+    if isinstance(error, OverloadedError):
+        return elsewhere
+    if isinstance(error, ModelNotFoundError):
+        return begun
+    return isinstance(error, UnavailableError)
 
 
 def going_on(

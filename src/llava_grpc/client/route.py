@@ -115,9 +115,9 @@ class Attempts:
             )
         return InferenceServiceStub(self.channel).Generate(message, timeout=self.time_left)
 
-    def answered(self) -> None:
-        """The server there does answer: the next call begins with it."""
-        self._failover.answered()
+    def answered(self, *, begun: bool = False) -> None:
+        """The server there does answer: the next call begins with it. `begun`: it has taken the request up."""
+        self._failover.answered(begun=begun)
         self._route.at = self._failover.at
 
     def progressed(self) -> None:

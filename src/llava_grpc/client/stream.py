@@ -260,7 +260,7 @@ class AnswerStream:
     def _take_started(self, event: Started) -> bool:
         if self._started_here:
             raise self._defect("the answer started twice")
-        self._attempts.answered()
+        self._attempts.answered(begun=True)
         self._started_here, self.answering = True, event
         if self.started is not None:
             self.resumed += bool(self._token_ids)

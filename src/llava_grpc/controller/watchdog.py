@@ -25,8 +25,9 @@ from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 if TYPE_CHECKING:
     from llava_grpc.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
-ANSWER_TIMEOUT = 1.0
-"""Seconds awake without an answer after which a worker gets no new work, and its silent streams are cut."""
+ANSWER_TIMEOUT, FIRST_ANSWER_TIMEOUT = 1.0, 3.0
+"""Seconds awake without an answer after which a worker gets no new work, and its silent streams are cut; the second
+where none of these has begun: it may be taking in a large picture, and nobody waits in the middle of a sentence."""
 AFTER_A_DEFECT = 1.0
 
 _log = logging.getLogger(__name__)
@@ -105,11 +106,15 @@ class Watchdog:
         asking = asyncio.ensure_future(self._status(address, incarnation))
         try:
             await self._awake(asking, ANSWER_TIMEOUT)
+            if not any(stream.vitals.begun for stream in frames):
+                await self._awake(asking, FIRST_ANSWER_TIMEOUT - ANSWER_TIMEOUT)
             if not asking.done():
                 self._unanswered(address, incarnation, patient, frames, "no answer in time")
                 return
             try:
                 status = asking.result()
+            except grpc.aio.UsageError:  # it left the register just now, and its channel with it: asked anew
+                return
             except grpc.aio.AioRpcError as error:
                 self._unanswered(address, incarnation, patient, frames, f"{error.code().name}: {error.details()}")
                 return

@@ -38,12 +38,13 @@ BUSY = {"ALL_SLOTS_TAKEN", "QUEUE_FULL"}
 @pytest.mark.parametrize("kind", list(LlavaGrpcError.leaves()), ids=lambda kind: kind.reason)
 def test_which_failures_lead_on(kind: type[LlavaGrpcError]):
     error = kind("x")
-    assert leads_on(error, elsewhere=False) == (kind.reason in UNAVAILABLE)
-    assert leads_on(error, elsewhere=True) == (kind.reason in UNAVAILABLE | BUSY)
+    assert leads_on(error, elsewhere=False, begun=False) == (kind.reason in UNAVAILABLE)
+    assert leads_on(error, elsewhere=True, begun=False) == (kind.reason in UNAVAILABLE | BUSY)
+    assert leads_on(error, elsewhere=False, begun=True) == (kind.reason in UNAVAILABLE | {"MODEL_NOT_FOUND"})
 
 
 def test_what_a_newer_server_says_is_told():
-    assert not leads_on(LlavaGrpcError("NEWER: x"), elsewhere=True)
+    assert not leads_on(LlavaGrpcError("NEWER: x"), elsewhere=True, begun=True)
 
 
 @pytest.mark.parametrize("error", [LOST, FULL])
@@ -110,6 +111,16 @@ def test_what_is_the_requests_fault_is_told_at_once():
     way.progressed()
     for error in (errors.SamplingInvalidError("x"), errors.DeadlineExceededError("x"), errors.EngineFailedError("x")):
         assert way.failed(error) is None
+
+
+def test_a_server_that_does_not_know_the_model_yet_is_asked_again_once_somebody_did():
+    unknown = errors.ModelNotFoundError("unknown")
+    assert failover(2).failed(unknown) is None
+    way = failover(1)
+    way.answered()
+    assert way.failed(unknown) is None, "a place in a queue is no answer"
+    way.answered(begun=True)
+    assert way.failed(unknown) is not None
 
 
 def test_who_cannot_go_on_is_not_asked_twice():
