@@ -25,6 +25,7 @@ DRILLS: dict[str, Callable[[Stage], Awaitable[Outcome]]] = {
     wall_clock.NAME: wall_clock.drill,
     black_hole.NAME: black_hole.drill,
     cancels.NAME: cancels.drill,
+    cancels.MODEL: cancels.model,
     controllers.NAME: controllers.drill,
     rolling.NAME: rolling.drill,
 }

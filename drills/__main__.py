@@ -1,11 +1,12 @@
 """`python -m drills`: plays the drills and reports; the last line is one JSON object. Exit code 1 where a demand is not
-met, 2 where a drill could not be played."""
+met or a drill could not be played to its end."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import signal
 import time
 from random import SystemRandom
 
@@ -18,11 +19,18 @@ from drills.stage import Stage
 
 
 async def play(names: list[str], stage: Stage, console: Console) -> list[Outcome]:
-    """One after the other."""
+    """One after the other. SIGTERM ends them as Ctrl-C does."""
+    me = asyncio.current_task()
+    assert me is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     outcomes = []
     for name in names:
         began = time.monotonic()
-        outcome = await DRILLS[name](stage)
+        try:
+            outcome = await DRILLS[name](stage)
+        except Exception as error:  # the others are worth playing all the same
+            console.print_exception()
+            outcome = Outcome(name, broken=[f"could not be played to its end: {type(error).__name__}, see above"])
         outcome.seconds = time.monotonic() - began
         console.print(f"{name}: {outcome.verdict} ({outcome.seconds:.0f} s)", markup=False, highlight=False)
         outcomes.append(outcome)
@@ -43,7 +51,7 @@ def main() -> int:
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
         try:
             outcomes = asyncio.run(play(options.only or list(DRILLS), Stage(seed, options.quick, progress), console))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):
             console.print("interrupted: every process has been ended")
             return 130
     console.print(table(outcomes))

@@ -104,7 +104,7 @@ async def drill(stage: Stage) -> Outcome:
 
 
 async def _drill(stage: Stage, outcome: Outcome, way: Link) -> None:
-    chance, rounds = stage.chance(NAME), stage.either(3, 1)
+    chance, rounds = stage.chance(NAME), stage.either(2, 1)
     move = stage.bar("black holes", rounds)
     fleet = Fleet(
         workers=2,

@@ -72,8 +72,8 @@ async def model(stage: Stage) -> Outcome:
             kills=stage.either(5, 1),
             most=stage.either(20, 4),
             questions=stage.either(60, 20),
-            tokens=(20, 120),
-            rate=5.0,
+            tokens=(60, 300),
+            rate=6.0,
             tolerance=MODEL_TOLERANCE,
         ),
     )

@@ -123,8 +123,15 @@ class Fleet:
 
 
 async def heard(node: NodeProcess, pattern: str, since: int = 0, timeout: float = 120.0) -> re.Match[str]:
-    """The first line, past or to come, after the first `since`, in which `pattern` is found."""
-    return await asyncio.to_thread(node.wait_for, pattern, timeout, since)
+    """The first line, past or to come, after the first `since`, in which `pattern` is found.
+
+    Raises:
+        TimeoutError: there is none within `timeout` seconds, or the node has ended.
+    """
+    try:
+        return await asyncio.to_thread(node.wait_for, pattern, timeout, since)
+    except AssertionError:
+        raise TimeoutError(f"{node.address or 'a node that was started'} did not say {pattern!r}") from None
 
 
 async def noticed(controller: NodeProcess, worker: NodeProcess, since: int) -> float:

@@ -18,7 +18,7 @@ NAME = "freezes"
 
 async def drill(stage: Stage) -> Outcome:
     """See the module."""
-    outcome, chance, rounds = Outcome(NAME), stage.chance(NAME), stage.either(3, 1)
+    outcome, chance, rounds = Outcome(NAME), stage.chance(NAME), stage.either(2, 1)
     move = stage.bar("freezes", rounds)
     fleet = Fleet(workers=3, controller_flags=silence.CONTROLLER, worker_flags=silence.WORKER)
     async with fleet, AsyncClient(fleet.addresses) as client:

@@ -41,7 +41,8 @@ async def drill(stage: Stage) -> Outcome:
     if library is None:
         outcome.skipped = "libfaketime is not installed (apt-get install libfaketime)"
         return outcome
-    move = stage.bar("moves of the wall clock", len(MOVES))
+    moves = stage.either(MOVES, MOVES[:1])
+    move = stage.bar("moves of the wall clock", len(moves))
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder) / "clock"
         _set(clock, 0)
@@ -56,7 +57,7 @@ async def drill(stage: Stage) -> Outcome:
             asked = await questions(client, chance, 40, tokens=(10, 60), at_once=40)
             before = Footprint(fleet.controllers)
             async with Load(client, asked, RATE, chance) as load:
-                for number, seconds in enumerate(MOVES):
+                for number, seconds in enumerate(moves):
                     await load.more(10)
                     lines = fleet.controller.lines
                     _set(clock, seconds)
