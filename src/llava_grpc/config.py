@@ -139,6 +139,12 @@ class ControllerSettings:
     """Requests that may wait for one model while every slot is taken. 0: none; they are refused at once."""
     queue_wait: float = 60.0
     """Seconds that a request may wait."""
+    parents: tuple[str, ...] = ()
+    """Addresses of controllers that this one serves as a worker."""
+    parent_join_token: str = ""
+    """Shown to the parents."""
+    address: str = ""
+    """Address to advertise to the parents. Empty: the one it listens on."""
 
     def __post_init__(self) -> None:
         _demand(self.heartbeat_interval > 0, "the heartbeat interval must be above 0")
@@ -148,6 +154,11 @@ class ControllerSettings:
         )
         _demand(self.max_attempts >= 1, "at least one attempt is needed")
         _demand_token(self.join_token)
+        _demand_token(self.parent_join_token)
+        for parent in self.parents:
+            _demand_address(parent, "the parent's address")
+        if self.address:
+            _demand_address(self.address, "the advertised address")
         _demand(self.queue_length >= 0, "the queue's length cannot be negative")
         _demand(self.queue_wait > 0, "the longest wait must be above 0")
         _demand(

@@ -34,6 +34,9 @@ class FakeWorker:
     async def GetStatus(self, request: Any, context: Any) -> worker_pb2.GetStatusResponse:  # noqa: N802
         return worker_pb2.GetStatusResponse(incarnation=self.incarnation)
 
+    async def Drain(self, request: Any, context: Any) -> None:  # noqa: N802
+        await context.write(worker_pb2.WorkerServiceDrainResponse(done=True))
+
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:  # noqa: N802
         self.calls += 1
         await self.behaviour(request, context)

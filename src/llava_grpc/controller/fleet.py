@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class Fleet:
     registry: Registry
     dispatcher: Dispatcher
     clock: Callable[[], float] = time.monotonic
+    incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """This life of the controller."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
@@ -75,14 +78,18 @@ class Fleet:
         self.place()
         return replaced
 
-    def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int) -> bool:
+    def heartbeat(
+        self, address: str, incarnation: str, sequence: int, running: int, waiting: int, draining: bool = False
+    ) -> bool:
         """Take a sign of life; False where no such life is known."""
         worker = self.registry.find(address, incarnation)
         if worker is None:
             return False
         doubted = worker.state is WorkerState.SUSPECT
         self.registry.heartbeat(address, incarnation, sequence, running, waiting, self.clock())
-        if doubted:  # nothing else about a heartbeat makes room
+        if draining:
+            self.registry.drain(address, incarnation)
+        elif doubted:  # nothing else about a heartbeat makes room
             self.place()
         return True
 
