@@ -19,6 +19,7 @@ from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt,
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError, is_address
 from llava_grpc.core.prompt import GenerationRequest, Priority
+from llava_grpc.core.states import DrainProgress
 from llava_grpc.errors import MessageTooLargeError, SamplingInvalidError
 from llava_grpc.rpc.channels import open_channel
 from llava_grpc.rpc.convert import request_to_pb
@@ -60,6 +61,29 @@ class AsyncClient:
     async def workers(self, *, timeout: float | None = None) -> list[WorkerView]:
         """The workers that the controller knows, in order of address."""
         return await calls.list_workers(self._open(), self.address, self._deadline(timeout))
+
+    async def drain(
+        self,
+        worker: str = "",
+        *,
+        grace: float | None = None,
+        join_token: str = "",
+        on_progress: Callable[[DrainProgress], object] = lambda progress: None,
+    ) -> DrainProgress:
+        """Have a worker take nothing new, finish what it has, leave its controllers and end; returns once it has left.
+
+        Args:
+            worker: its address, as the controller lists it. Empty: the node that this client is a client of.
+            grace: seconds for which its running streams may go on. None: as the worker was started with.
+            join_token: the fleet's, where it has one.
+            on_progress: hears how far it is, at each change and every second.
+
+        Raises:
+            WorkerNotFoundError: the controller knows no such worker; it may have left already.
+            WorkerUnreachableError, WorkerLostError: it does not answer, or not to the end.
+            JoinRefusedError: the token is missing or wrong.
+        """
+        return await calls.drain(self._open(), self.address, worker, grace, join_token, on_progress)
 
     def generate(
         self,
