@@ -51,6 +51,7 @@ class _Frame(Enum):
     STARTED = 0x0A
     DELTA = 0x12
     FINISHED = 0x1A
+    QUEUED = 0x22
 
 
 class _Progress:
@@ -184,6 +185,9 @@ class Proxy:
                 kind = frame[0] if frame else None
                 if kind == _Frame.STARTED.value:
                     held = frame
+                    continue
+                if kind == _Frame.QUEUED.value:  # of a controller that is our worker; the answer has not begun
+                    await context.write(frame)
                     continue
                 if not progress.delivered:
                     progress.delivered = True

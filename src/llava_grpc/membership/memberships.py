@@ -63,7 +63,12 @@ class Memberships:
         Raises:
             MembershipError, RegistrationInvalidError: it does.
         """
-        await asyncio.gather(*self._tasks, asyncio.get_running_loop().create_future())
+        if self._tasks:
+            ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in ended:
+                if not task.cancelled():  # by `leave`
+                    task.result()
+        await asyncio.get_running_loop().create_future()
 
     async def drain(self) -> None:
         """Tell all controllers that nothing new is taken any more."""

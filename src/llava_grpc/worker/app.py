@@ -106,13 +106,14 @@ class WorkerNode:
         await self._drain.wait(self._memberships)
 
     async def stop(self) -> None:
-        """Leave the fleet, let running streams end within the grace time, stop. May be called at any stage."""
+        """Leave the fleet, let running streams end within the grace time, stop. May be called at any stage, and again."""
         if self._leaving is not None:
             self._drain.begin()
             await self._leaving
         if self._node is not None:
             await self._node.server.stop(LAST_WORDS)
-        if self._host is not None:
-            await self._host.close()
+        host, self._host = self._host, None
+        if host is not None:
+            await host.close()
         await self._memberships.close()
         _log.info("stopped")
