@@ -14,7 +14,7 @@ import grpc.aio
 
 from llava_grpc import __version__
 from llava_grpc.controller.fleet import Fleet
-from llava_grpc.core.stack import as_one_worker
+from llava_grpc.core.stack import as_one_worker, those_alive
 from llava_grpc.membership.drain import Drain, answer_drain
 from llava_grpc.membership.memberships import Memberships
 from llava_grpc.rpc.convert import card_to_pb
@@ -37,11 +37,10 @@ class StackServicer:
         self, request: worker_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> worker_pb2.GetStatusResponse:
         fleet = self._fleet
-        one = as_one_worker(fleet.registry, "", fleet.incarnation, __version__)
         return worker_pb2.GetStatusResponse(
             incarnation=fleet.incarnation,
             models=[card_to_pb(listed.card, listed.workers) for listed in fleet.registry.models()],
-            slots=one.slots if one is not None else 0,
+            slots=sum(one.slots for one in those_alive(fleet.registry)),
             load=load_of(fleet),
             version=__version__,
             draining=self._drain.begun.is_set(),

@@ -10,13 +10,17 @@ from llava_grpc.core.registry import Registration, Registry
 from llava_grpc.core.states import WorkerState
 
 
+def those_alive(registry: Registry) -> list[Registration]:
+    """The workers that may get work, as registered."""
+    return [worker.registration for worker in registry.workers() if worker.state is WorkerState.ALIVE]
+
+
 def as_one_worker(registry: Registry, address: str, incarnation: str, version: str) -> Registration | None:
     """The fleet's registration under a controller's address and incarnation; None while nobody may get work."""
-    everybody = registry.workers()
-    alive = [worker.registration for worker in everybody if worker.state is WorkerState.ALIVE]
+    alive = those_alive(registry)
     if not alive:
         return None
-    behind = {name for worker in everybody for name in worker.registration.controllers}
+    behind = {name for worker in registry.workers() for name in worker.registration.controllers}
     return Registration(
         address=address,
         incarnation=incarnation,
