@@ -86,7 +86,7 @@ class ControllerNode:
         await self._drain.wait(self._parents)
 
     async def stop(self) -> None:
-        """Refuse new work, let running streams end within the grace time, stop. At any stage, and any number of times."""
+        """Refuse new work, let running streams end within the grace time, stop. At any stage, any number of times."""
         if self._leaving is not None:
             self._drain.begin()
             await self._leaving

@@ -106,7 +106,7 @@ class WorkerNode:
         await self._drain.wait(self._memberships)
 
     async def stop(self) -> None:
-        """Leave the fleet, let running streams end within the grace time, stop. At any stage, and any number of times."""
+        """Leave the fleet, let running streams end within the grace time, stop. At any stage, any number of times."""
         if self._leaving is not None:
             self._drain.begin()
             await self._leaving
