@@ -134,7 +134,10 @@ class ControllerSettings:
     join_token: str = ""
     """What workers must show. Required where the controller listens beyond loopback."""
     max_attempts: int = 3
-    """Workers tried for one request before its first token."""
+    """Workers that a request may lose in a row, without a new token in between."""
+    resume_memory_bytes: int = 1024 * 1024 * 1024
+    """For requests (with their pictures) that are kept while they are answered, so that another worker can go on. What
+    does not fit is served, but not resumed. 0: none is kept."""
     queue_length: int = 256
     """Requests that may wait for one model while every slot is taken. 0: none; they are refused at once."""
     queue_wait: float = 60.0
@@ -161,6 +164,7 @@ class ControllerSettings:
             _demand_address(self.address, "the advertised address")
         _demand(self.queue_length >= 0, "the queue's length cannot be negative")
         _demand(self.queue_wait > 0, "the longest wait must be above 0")
+        _demand(self.resume_memory_bytes >= 0, "the memory for resumes cannot be negative")
         _demand(
             self.server.on_loopback or bool(self.join_token),
             f"a controller that listens on {self.server.host} needs a join token, or anybody could register as a "

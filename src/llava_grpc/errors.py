@@ -25,6 +25,7 @@
     │   ├── NoLiveWorkerError          the model is known, but no worker that serves it is well
     │   ├── AllSpeedsZeroError         every worker of the model advertises speed 0
     │   ├── WorkerLostError            the worker died while answering
+    │   ├── ResumeFailedError          it died in the middle of the answer, and nobody could go on with it
     │   ├── ServerUnreachableError     no answer at the address (made by the client)
     │   ├── StartingError              the worker is loading its model
     │   └── ShuttingDownError          the server is stopping
@@ -250,6 +251,13 @@ class WorkerLostError(UnavailableError):
 
     reason = "WORKER_LOST"
     default_remedy = "Send the request again"
+
+
+class ResumeFailedError(UnavailableError):
+    """The worker died in the middle of the answer, and nobody could go on with it. Metadata: `delivered_tokens`."""
+
+    reason = "RESUME_FAILED"
+    default_remedy = "Send the request again, with the tokens that came as emitted_token_ids to go on after them"
 
 
 class ServerUnreachableError(UnavailableError):

@@ -192,7 +192,7 @@ async def test_a_second_node_on_a_taken_port_is_an_error_at_once():
             await node.stop()
 
 
-async def test_a_worker_answers_for_its_health_while_it_loads(monkeypatch: pytest.MonkeyPatch):
+async def test_a_worker_answers_for_its_health_while_it_loads():
     loading, go_on = threading.Event(), threading.Event()
 
     def load() -> None:
@@ -200,9 +200,8 @@ async def test_a_worker_answers_for_its_health_while_it_loads(monkeypatch: pytes
         assert go_on.wait(10)
 
     engine = ScriptedEngine(load=load)
-    monkeypatch.setattr("llava_grpc.worker.app.load_engine", lambda name, settings: engine)
     settings = WorkerSettings(server=ServerSettings(port=0, grace=0), controllers=())
-    worker = WorkerNode(settings)
+    worker = WorkerNode(settings, load_engine=lambda name, settings: engine)
     starting = asyncio.create_task(worker.start())
     await asyncio.to_thread(loading.wait, 10)
     async with connected(worker.address) as stubs:

@@ -13,7 +13,6 @@ from tests.support.fake_worker import (
     Behaviour,
     breaks_after_the_end,
     declines,
-    dies_after_a_token,
     dies_after_started,
     dies_at_once,
     ends_early,
@@ -76,14 +75,6 @@ async def test_a_worker_that_dies_before_the_first_token_is_replaced_unseen(beha
             await answer_to(controller.inference, ask())
         assert dying.calls == 1, "a suspect gets no work"
         assert [worker.in_flight for worker in cluster.controller.registry.workers()] == [0, 0]
-
-
-async def test_a_worker_that_dies_after_the_first_token_is_an_honest_error():
-    async with Cluster(workers=0) as cluster, connected(cluster.address) as controller:
-        async with fake_worker(dies_after_a_token) as dying:
-            await controller.control.Register(dying.registration())
-            assert isinstance(await refusal(controller, ask()), errors.WorkerLostError)
-            assert dying.calls == 1
 
 
 async def test_the_only_workers_failure_is_told_not_that_nobody_is_left():

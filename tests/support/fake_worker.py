@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,19 +21,29 @@ Behaviour = Callable[[inference_pb2.GenerateRequest, Any], Awaitable[None]]
 
 
 class FakeWorker:
-    """Says who it is, and answers Generate with a behaviour. Counts the calls."""
+    """Says who it is, and answers Generate with a behaviour. Counts the calls.
+
+    Attributes:
+        mute: it does not say who it is any more, as one that was stopped.
+        tokens: that it says it has made.
+    """
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.incarnation = uuid.uuid4().hex
         self.address = ""
         self.calls = 0
+        self.mute = False
+        self.tokens = 0
 
     async def ListModels(self, request: Any, context: Any) -> inference_pb2.ListModelsResponse:  # noqa: N802
         return inference_pb2.ListModelsResponse()
 
     async def GetStatus(self, request: Any, context: Any) -> worker_pb2.GetStatusResponse:  # noqa: N802
-        return worker_pb2.GetStatusResponse(incarnation=self.incarnation)
+        if self.mute:
+            await asyncio.get_running_loop().create_future()
+        load = controller_pb2.Load(running=self.calls)
+        return worker_pb2.GetStatusResponse(incarnation=self.incarnation, load=load, tokens_generated=self.tokens)
 
     async def Drain(self, request: Any, context: Any) -> None:  # noqa: N802
         await context.write(worker_pb2.WorkerServiceDrainResponse(done=True))
@@ -76,14 +87,6 @@ async def dies_at_once(request: inference_pb2.GenerateRequest, context: Any) -> 
 async def dies_after_started(request: inference_pb2.GenerateRequest, context: Any) -> None:
     """Takes the request up, then dies."""
     await context.write(inference_pb2.GenerateResponse(started=inference_pb2.Started(worker_address="the dead one")))
-    await dies_at_once(request, context)
-
-
-async def dies_after_a_token(request: inference_pb2.GenerateRequest, context: Any) -> None:
-    """Delivers one token, then dies."""
-    await context.write(inference_pb2.GenerateResponse(started=inference_pb2.Started()))
-    delta = inference_pb2.Delta(text=["one"], token_ids=[1], end_offset=1)
-    await context.write(inference_pb2.GenerateResponse(delta=delta))
     await dies_at_once(request, context)
 
 

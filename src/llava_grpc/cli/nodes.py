@@ -47,10 +47,20 @@ def controller(
         typer.Option(
             envvar="LLAVA_GRPC_MAX_ATTEMPTS",
             metavar="N",
-            help="Workers tried for one request.",
+            help="Workers that a request may lose in a row, without a new token in between.",
             rich_help_panel=FLEET,
         ),
     ] = 3,
+    resume_memory_mb: Annotated[
+        int,
+        typer.Option(
+            envvar="LLAVA_GRPC_RESUME_MEMORY_MB",
+            metavar="MIB",
+            min=0,
+            help="Memory for requests that are kept while they are answered, so that another worker can go on.",
+            rich_help_panel=FLEET,
+        ),
+    ] = 1024,
     queue_length: Annotated[
         int,
         typer.Option(
@@ -110,6 +120,7 @@ def controller(
         heartbeat_expiry=heartbeat_expiry,
         join_token=join_token,
         max_attempts=max_attempts,
+        resume_memory_bytes=mebibytes(resume_memory_mb),
         queue_length=queue_length,
         queue_wait=queue_wait,
         parents=tuple(dict.fromkeys(address_of(parent) for parent in parents)),

@@ -6,6 +6,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -36,6 +37,8 @@ class AsyncClient:
         address: HOST:PORT. None takes the environment variable LLAVA_GRPC_CONTROLLER, or else 127.0.0.1:21001.
         timeout: seconds that each call may take, where it does not say so itself. None: no limit.
         max_message_bytes: the largest message sent or taken; a request carries its pictures.
+        open_channel: opens a channel to an address that takes messages of so many bytes.
+        random: where chance comes from, for the pauses between attempts.
 
     Every call raises the errors of `llava_grpc.errors`; nobody at the address is a ServerUnreachableError at once.
     """
@@ -46,10 +49,14 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        open_channel: Callable[[str, int], grpc.aio.Channel] = open_channel,
+        random: Random | None = None,
     ) -> None:
         self.address = _checked(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         self.timeout = timeout
         self._max_message_bytes = max_message_bytes
+        self._open_channel = open_channel
+        self._random = random or Random()
         self._channel: grpc.aio.Channel | None = None
         self._streams: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
         self._closed = False
@@ -216,7 +223,7 @@ class AsyncClient:
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._channel is None:
-            self._channel = open_channel(self.address, self._max_message_bytes)
+            self._channel = self._open_channel(self.address, self._max_message_bytes)
         return self._channel
 
     def _deadline(self, timeout: float | None) -> float | None:

@@ -15,7 +15,8 @@ from llava_grpc.core.registry import Registry
 from llava_grpc.membership.drain import LAST_WORDS, Drain
 from llava_grpc.membership.memberships import Memberships
 from llava_grpc.rpc.addresses import own_address
-from llava_grpc.rpc.server import NodeServer, bind_server
+from llava_grpc.rpc.server import NodeServer
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import controller_pb2, controller_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -30,16 +31,19 @@ _SERVICES = (
 class ControllerNode:
     """See the module. `start`, then `wait` until it must end, then `stop`."""
 
-    def __init__(self, settings: ControllerSettings) -> None:
+    def __init__(self, settings: ControllerSettings, world: World | None = None) -> None:
         self._settings = settings
-        self._fleet = Fleet.from_settings(settings)
+        self._world = world or World()
+        self._fleet = Fleet.from_settings(settings, self._world)
         self._control = ControlServicer(self._fleet)
         self._drain = Drain("the controller", settings.server.grace)
         self._inference = InferenceServicer(self._fleet, self._drain)
-        self._parents = Memberships(settings.parents, lambda: load_of(self._fleet), settings.parent_join_token)
+        self._parents = Memberships(
+            settings.parents, lambda: load_of(self._fleet), settings.parent_join_token, self._world
+        )
         self._node: NodeServer | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._background: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self.address = ""
 
     @property
@@ -59,22 +63,24 @@ class ControllerNode:
             SettingsError: the port is taken.
         """
         settings = self._settings
-        node = self._node = await bind_server(settings.server, _SERVICES, (self._inference.handler(),))
+        node = self._node = await self._world.bind_server(settings.server, _SERVICES, (self._inference.handler(),))
         # The generated types ask for subclasses whose streams are generators; ours write to the context.
         controller_pb2_grpc.add_ControllerServiceServicer_to_server(self._control, node.server)  # type: ignore[arg-type]
-        stack = StackServicer(self._fleet, self._drain)
+        stack = StackServicer(self._fleet, self._inference.watchdog, self._drain)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(stack, node.server)  # type: ignore[arg-type]
         host = settings.server.host
         self.address = f"[{host}]:{node.port}" if ":" in host else f"{host}:{node.port}"
         await node.server.start()
         await node.set_serving(True)
         self._leaving = asyncio.create_task(self._drain.carry_out(node, self._parents), name="drain")
-        self._background.append(asyncio.create_task(reap(self._fleet), name="reaper"))
+        self._tasks = [
+            asyncio.create_task(reap(self._fleet), name="reaper"),
+            asyncio.create_task(self._inference.watchdog.run(), name="watchdog"),
+        ]
         if settings.parents:
             self._parents.join(None)
             address = settings.address or own_address(host, node.port, settings.parents)
-            telling = tell_parents(self._fleet, self._parents, address)
-            self._background.append(asyncio.create_task(telling, name="parents"))
+            self._tasks.append(asyncio.create_task(tell_parents(self._fleet, self._parents, address), name="parents"))
         _log.info("controller at %s, strategy %s", self.address, settings.strategy)
 
     async def wait(self) -> None:
@@ -93,9 +99,9 @@ class ControllerNode:
         await self._control.close()
         if self._node is not None:
             await self._node.server.stop(LAST_WORDS)
-        for task in self._background:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._parents.close()
         await self._fleet.close()
         _log.info("stopped")

@@ -16,7 +16,6 @@ from llava_grpc.controller.heartbeats import HeartbeatStreams
 from llava_grpc.core.registry import Registration, Worker
 from llava_grpc.core.states import WorkerState
 from llava_grpc.errors import AddressTakenError, ControllerLoopError, ProtocolVersionError, WorkerUnreachableError
-from llava_grpc.rpc.channels import open_channel
 from llava_grpc.rpc.convert import card_from_pb, duration_to_pb
 from llava_grpc.rpc.joining import check_join_token
 from llava_grpc.rpc.status import typed_errors
@@ -135,7 +134,7 @@ class ControlServicer:
     async def _call_back(self, registration: Registration) -> None:
         """Raise unless that very life of a worker answers at the address that it advertises."""
         address = registration.address
-        async with open_channel(address) as channel:
+        async with self._fleet.world.open_channel(address) as channel:
             stub: WorkerServiceAsyncStub = WorkerServiceStub(channel)
             try:
                 status = await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=CALL_BACK_TIMEOUT)

@@ -6,8 +6,6 @@ One of these a controller; control, inference and reaper share it. All on one ev
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,11 +16,13 @@ from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.retry_budget import RetryBudget
 from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
 from llava_grpc.plugins import load_strategy
-from llava_grpc.rpc.channels import open_channel
+from llava_grpc.rpc.identity import new_incarnation
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 
@@ -46,18 +46,20 @@ class Fleet:
     settings: ControllerSettings
     registry: Registry
     dispatcher: Dispatcher
-    clock: Callable[[], float] = time.monotonic
-    incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
+    world: World = field(default_factory=World)
+    incarnation: str = ""
     """This life of the controller."""
+    retry_budget: RetryBudget = field(default_factory=RetryBudget)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
+    _kept: int = 0
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
     _probing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
-    def from_settings(cls, settings: ControllerSettings) -> Fleet:
+    def from_settings(cls, settings: ControllerSettings, world: World) -> Fleet:
         """A fleet with nobody in it.
 
         Raises:
@@ -67,7 +69,13 @@ class Fleet:
         stalls = StallWatch.of_interval(settings.heartbeat_interval)
         registry = Registry(expiry=settings.heartbeat_expiry, stalls=stalls)
         limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
-        return cls(settings, registry, Dispatcher(registry, strategy, limits=limits, strategy_name=settings.strategy))
+        dispatcher = Dispatcher(registry, strategy, random=world.random, limits=limits, strategy_name=settings.strategy)
+        return cls(settings, registry, dispatcher, world, new_incarnation(world.random))
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The controller's own."""
+        return self.world.clock
 
     def admit(self, registration: Registration) -> Worker | None:
         """Put a worker that was reached on the register; the other life that it replaces, if any."""
@@ -104,6 +112,16 @@ class Fleet:
             self._probing[incarnation] = asyncio.create_task(self._probe(address, incarnation, pause))
         return True
 
+    def answered(self, address: str, incarnation: str, status: worker_pb2.GetStatusResponse) -> None:
+        """A worker that was asked whether it lives has answered."""
+        self.registry.answered(address, incarnation, status.load.running, status.tokens_generated)
+        self.place()
+
+    def hangs(self, address: str, incarnation: str, tokens: int) -> None:
+        """A worker answers but computes nothing, having made so many tokens: no work for it until it does."""
+        self.registry.hangs(address, incarnation, tokens)
+        self.suspect(address, incarnation)
+
     async def _probe(self, address: str, incarnation: str, pause: float) -> None:
         """Ask a suspect who it is, less and less often, until it answers or is off the register."""
         stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
@@ -116,8 +134,7 @@ class Fleet:
                 except grpc.aio.AioRpcError:
                     continue
                 if status.incarnation == incarnation:
-                    self.registry.answered(address, incarnation)
-                    self.place()
+                    self.answered(address, incarnation, status)
         finally:
             del self._probing[incarnation]
 
@@ -170,14 +187,14 @@ class Fleet:
         told: Queued | None = None
         try:
             while not future.done():
-                outlook = self.dispatcher.outlook(model, entry.key, self.clock())
+                outlook = self.dispatcher.outlook(model, entry, self.clock())
                 if told is None or outlook.position != told.position:
                     await tell(outlook)
                     told = outlook
                 await asyncio.wait({future}, timeout=TELL_EVERY)
             return future.result()
         except BaseException:
-            self.dispatcher.forget(model, entry.key)
+            self.dispatcher.forget(model, entry)
             if future.done() and future.exception() is None:  # a slot came as the client went
                 self.release(future.result())
             raise
@@ -192,6 +209,17 @@ class Fleet:
         """The request is over: "ok" or the reason of its error, and its tokens as the worker counted them."""
         self.dispatcher.finish(entry.key, self.clock(), outcome, prompt_tokens, answer_tokens)
 
+    def keep(self, size: int) -> bool:
+        """Whether a request of so many bytes may be kept for a resume; if so, they count until they are `let_go`."""
+        if self._kept + size > self.settings.resume_memory_bytes:
+            return False
+        self._kept += size
+        return True
+
+    def let_go(self, size: int) -> None:
+        """So many bytes are kept no longer."""
+        self._kept -= size
+
     def release(self, assignment: Assignment) -> None:
         """A request's stream is over: its slot is for whoever waits."""
         self.dispatcher.release(assignment, self.clock())
@@ -201,7 +229,9 @@ class Fleet:
         """The channel to one life of a worker; opened when first asked for."""
         channel = self._channels.get(incarnation)
         if channel is None:
-            channel = self._channels[incarnation] = open_channel(address, self.settings.server.max_message_bytes)
+            channel = self._channels[incarnation] = self.world.open_channel(
+                address, self.settings.server.max_message_bytes
+            )
         return channel
 
     async def close(self) -> None:

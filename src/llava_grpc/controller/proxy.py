@@ -1,9 +1,7 @@
-"""The data path through the controller: a worker's frames to the client, as the bytes that they are.
+"""The data path through the controller: a worker's frames to the client, and on with another worker where one is lost.
 
-Laws: frames are told apart by their first byte and passed on unparsed; only the last one, Finished, is looked into.
-Started is held back until the first frame of the
-answer itself, so that a worker that dies before it can be replaced unseen. A client that goes away cancels the
-worker's stream at once. What to do after a failure is `core.recovery`'s to say.
+Laws: a client that goes away cancels the worker's stream at once. A request holds one assignment at a time and gives
+each back. What to do after a failure is `core.recovery`'s to say, what the client gets `controller.relay`'s.
 """
 
 from __future__ import annotations
@@ -11,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from llava_grpc.controller.fleet import Fleet
+from llava_grpc.controller.relay import Frame, Relay
+from llava_grpc.controller.watchdog import Watchdog
 from llava_grpc.core.admission import RETRY_WHEN_FULL, Entry
 from llava_grpc.core.dispatcher import Assignment
-from llava_grpc.core.recovery import judge
+from llava_grpc.core.recovery import Trail, Verdict, gave_up
 from llava_grpc.core.stream import Queued
 from llava_grpc.errors import (
     AllSlotsTakenError,
@@ -45,178 +44,203 @@ _log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class _Frame(Enum):
-    """Frames by the first byte of their serialized form: the field number and wire type of GenerateResponse.event."""
-
-    STARTED = 0x0A
-    DELTA = 0x12
-    FINISHED = 0x1A
-    QUEUED = 0x22
-
-
-class _Progress:
-    """How far a client's stream has come, over all attempts."""
-
-    def __init__(self) -> None:
-        self.delivered = False
-        self.usage: pb.Usage | None = None
-
-
 @dataclass(slots=True)
-class _Trail:
-    """Where a request has been: how often it was tried, which workers it lost, which declined it lately."""
+class _Request:
+    """A request under way: as it stands in the queue, what its client has, where it was. Incarnations."""
 
+    model: str
+    entry: Entry
+    relay: Relay
+    trail: Trail
+    tell: Callable[[Queued], Awaitable[None]]
     attempts: int = 0
     lost: set[str] = field(default_factory=set)
     declined: set[str] = field(default_factory=set)
+    kept: int = 0
+    """Bytes held for a resume."""
 
 
 class Proxy:
     """See the module."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, watchdog: Watchdog) -> None:
         self._fleet = fleet
+        self._watchdog = watchdog
 
-    async def answer(self, context: _Context, model: str, request: bytes, entry: Entry) -> None:
-        """Have `request` (a serialized GenerateRequest for `model`) answered by some worker, when one has room.
+    async def answer(self, context: _Context, model: str, request: bytes, entry: Entry, emitted: int = 0) -> None:
+        """Have `request` (a serialized GenerateRequest for `model`, with so many tokens emitted by earlier attempts)
+        answered by some worker, when one has room.
 
         Raises:
             LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
         """
-        progress = _Progress()
+
+        async def tell(queued: Queued) -> None:
+            await context.write(event_to_pb(queued).SerializeToString())
+
+        fleet = self._fleet
+        relay = Relay(context, request, emitted, entry.begun)
+        asked = _Request(model, entry, relay, Trail(fleet.settings.max_attempts), tell)
         outcome = RequestCancelledError.reason
+        fleet.retry_budget.request(fleet.clock())
         try:
-            await self._answer(context, model, request, entry, progress)
+            await self._answer(context, asked)
             outcome = "ok"
         except LlavaGrpcError as error:
             outcome = error.reason
             raise
         finally:
-            usage = progress.usage or pb.Usage()
-            self._fleet.finish(entry, outcome, usage.prompt_tokens, usage.completion_tokens)
+            fleet.let_go(asked.kept)
+            usage = relay.usage or pb.Usage()
+            if relay.usage is None:
+                fleet.dispatcher.counters.charge(entry.tenant, answer=relay.log.made)
+            fleet.finish(entry, outcome, usage.prompt_tokens, usage.completion_tokens)
 
-    async def _answer(self, context: _Context, model: str, request: bytes, entry: Entry, progress: _Progress) -> None:
-        fleet = self._fleet
-        counters = fleet.dispatcher.counters
-        trail = _Trail()
-
-        async def tell(queued: Queued) -> None:
-            await context.write(event_to_pb(queued).SerializeToString())
-
-        assignment = await fleet.acquire(model, entry, tell)
+    async def _answer(self, context: _Context, asked: _Request) -> None:
+        fleet, relay = self._fleet, asked.relay
+        counters, entry = fleet.dispatcher.counters, asked.entry
+        assignment = await fleet.acquire(asked.model, entry, asked.tell)
         while True:
-            _log.info("to worker %s, attempt %d", assignment.address, trail.attempts)
+            _log.info("to worker %s, attempt %d", assignment.address, asked.attempts)
             try:
-                await self._stream(context, assignment, _with_attempt(request, trail.attempts), progress)
+                await self._stream(context, assignment, asked)
                 return
             except LlavaGrpcError as error:
                 failure = error
             finally:
-                if progress.usage is not None:
+                if relay.usage is not None:
                     counters.charge(
                         entry.tenant,
-                        prompt=progress.usage.prompt_tokens - entry.prompt_tokens,
-                        answer=progress.usage.completion_tokens,
+                        prompt=relay.usage.prompt_tokens - entry.prompt_tokens,
+                        answer=relay.usage.completion_tokens - relay.log.base,
                     )
                 fleet.release(assignment)
-            verdict = judge(
-                failure,
-                delivered=progress.delivered,
-                lost=len(trail.lost),
-                max_attempts=fleet.settings.max_attempts,
-            )
+            verdict = asked.trail.judge(failure, relay.log.offset, fleet.clock())
             if verdict.suspect:
                 fleet.suspect(assignment.address, assignment.incarnation)
+            going_on = self._goes_on(verdict, relay)
             _log.log(
                 logging.WARNING if verdict.suspect else logging.INFO,
                 "worker %s: %s: %s%s",
                 assignment.address,
                 failure.reason,
                 failure.cause,
-                "; trying another" if verdict.retry else "",
+                "" if not going_on else "; resuming elsewhere" if relay.begun else "; trying another",
             )
-            if not verdict.retry:
-                raise failure
+            if not going_on:
+                raise gave_up(failure, relay.log.offset)
             counters.charge(entry.tenant, prompt=-entry.prompt_tokens)  # the next attempt is charged for it
-            trail.attempts += 1
-            (trail.declined if verdict.declined else trail.lost).add(assignment.incarnation)
-            assignment = await self._another(model, entry, trail, tell, failure)
+            asked.attempts += 1
+            (asked.declined if verdict.declined else asked.lost).add(assignment.incarnation)
+            try:
+                assignment = await self._another(asked, failure)
+            except LlavaGrpcError as error:
+                raise gave_up(error, relay.log.offset) from failure
 
-    async def _another(
-        self, model: str, entry: Entry, trail: _Trail, tell: Callable[[Queued], Awaitable[None]], why: LlavaGrpcError
-    ) -> Assignment:
+    def _goes_on(self, verdict: Verdict, relay: Relay) -> bool:
+        """A retry is also to be within the budget for them; going on with an answer and asking another worker than one
+        that declined are not."""
+        if not verdict.again or verdict.declined or relay.begun:
+            return verdict.again
+        return self._fleet.retry_budget.retry(self._fleet.clock())
+
+    async def _another(self, asked: _Request, why: LlavaGrpcError) -> Assignment:
         """A worker for one more attempt: one that was not tried yet, when one of those has room.
 
         Where all are well but decline (others keep them busy), they are asked again, for as long as a request may wait.
+        An answer that has begun also waits, as long, for a worker that can go on with it to come back.
 
         Raises:
             LlavaGrpcError: `why` the last attempt failed, where there is nobody: it tells more than that.
         """
-        fleet = self._fleet
+        fleet, entry, relay = self._fleet, asked.entry, asked.relay
+        if pause := asked.trail.backoff(fleet.world.random):
+            await asyncio.sleep(pause)
+        if relay.begun_under is not None:
+            entry = replace(entry, arrived=fleet.clock(), begun=relay.begun_under)
         try:
-            assignment = fleet.dispatcher.assign(model, entry, fleet.clock(), trail.lost | trail.declined)
+            assignment = fleet.dispatcher.assign(asked.model, entry, fleet.clock(), asked.lost | asked.declined)
             if assignment is not None:
                 fleet.dispatcher.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
                 return assignment
         except LlavaGrpcError:
-            if not trail.declined:
+            if asked.declined:
+                await self._pause_for_those_who_declined(asked)
+            elif entry.begun is None:
                 raise why from None
-            settings = fleet.settings
-            if settings.queue_length == 0 or fleet.clock() >= entry.arrived + settings.queue_wait:
-                raise AllSlotsTakenError(
-                    f"every worker that serves {model!r} is busy with requests of others", retry_after=RETRY_WHEN_FULL
-                ) from None
-            trail.declined.clear()
-            await asyncio.sleep(DECLINED_PAUSE)
-        return await fleet.acquire(model, entry, tell)
+            asked.lost.clear()  # whoever is well again may be asked again
+        return await fleet.acquire(asked.model, entry, _tell_nobody if relay.begun else asked.tell)
 
-    async def _stream(self, context: _Context, assignment: Assignment, request: bytes, progress: _Progress) -> None:
+    async def _pause_for_those_who_declined(self, asked: _Request) -> None:
+        fleet, settings = self._fleet, self._fleet.settings
+        begun = asked.relay.begun
+        since = asked.trail.broken_since if begun else asked.entry.arrived
+        if (settings.queue_length == 0 and not begun) or fleet.clock() >= since + settings.queue_wait:
+            raise AllSlotsTakenError(
+                f"every worker that serves {asked.model!r} is busy with requests of others", retry_after=RETRY_WHEN_FULL
+            )
+        asked.declined.clear()
+        await asyncio.sleep(DECLINED_PAUSE)
+
+    async def _stream(self, context: _Context, assignment: Assignment, asked: _Request) -> None:
         """Forward one worker's stream to its end.
 
         Raises:
-            WorkerLostError: the transport broke, or the stream ended without its last frame.
-            LlavaGrpcError: the worker answered with an error.
+            WorkerLostError: the transport broke, the worker fell silent, or the stream ended without its last frame.
+            LlavaGrpcError: the worker answered with an error, or cannot go on with the answer.
         """
-        generate: Any = self._fleet.channel(assignment.address, assignment.incarnation).unary_stream(GENERATE)
-        call = generate(request, timeout=context.time_remaining())
-        held = b""
+        fleet, relay = self._fleet, asked.relay
+        generate: Any = fleet.channel(assignment.address, assignment.incarnation).unary_stream(GENERATE)
+        call = generate(relay.attempt(asked.attempts), timeout=context.time_remaining())
+        watched = self._watchdog.watch(assignment.address, assignment.incarnation, call.cancel)
+        vitals = watched.vitals
         try:
             async for frame in call:
+                vitals.frames += 1
                 kind = frame[0] if frame else None
-                if kind == _Frame.STARTED.value:
-                    held = frame
-                    continue
-                if kind == _Frame.QUEUED.value:  # of a controller that is our worker; the answer has not begun
-                    await context.write(frame)
-                    continue
-                if not progress.delivered:
-                    progress.delivered = True
-                    self._fleet.was_read(assignment)
-                    await context.write(held)
-                await context.write(frame)
-                if kind == _Frame.FINISHED.value:  # the one frame that is looked into: who is to be charged how much
-                    progress.usage = pb.GenerateResponse.FromString(frame).finished.usage
+                if kind == Frame.DELTA:
+                    if not vitals.begun:
+                        vitals.begun = True
+                        fleet.was_read(assignment)
+                        self._keep(asked)
+                    await relay.deltas(frame)
+                elif kind == Frame.STARTED:
+                    relay.start(frame)
+                elif kind == Frame.FINISHED:
+                    await relay.finish(frame)
+                elif kind == Frame.QUEUED:
+                    await relay.wait(frame)
         except grpc.aio.AioRpcError as rpc_error:
-            if progress.usage is not None:  # the answer is complete: what broke after it concerns nobody
+            if relay.usage is not None:  # the answer is complete: what broke after it concerns nobody
                 _log.info("worker %s: %s after the end of the answer", assignment.address, rpc_error.code().name)
                 return
             raise _failure(rpc_error, assignment.address) from rpc_error
         except asyncio.CancelledError:
-            # Either the client went away (this task is cancelled) or gRPC cancelled the worker's call under us.
+            # Either the client went away (this task is cancelled), or the worker's call was cancelled under us: by the
+            # watchdog, or by gRPC.
             task = asyncio.current_task()
             if task is not None and task.cancelling() == 0 and call.done():
-                raise WorkerLostError(f"the stream of worker {assignment.address} was cut") from None
+                why = watched.silence or f"the stream of worker {assignment.address} was cut"
+                raise WorkerLostError(why) from None
             raise
         finally:
+            self._watchdog.leave(watched)
             call.cancel()
-        if progress.usage is None:
+        if relay.usage is None:
             raise WorkerLostError(f"worker {assignment.address} ended the stream before the answer")
 
+    def _keep(self, asked: _Request) -> None:
+        """The answer begins: from now on the request is kept for a resume alone, if there is memory for it."""
+        if asked.kept or asked.relay.begun:
+            return
+        if self._fleet.keep(asked.relay.request_bytes):
+            asked.kept = asked.relay.request_bytes
+        else:
+            asked.relay.drop_request()
 
-def _with_attempt(request: bytes, attempt: int) -> bytes:
-    """The request with its attempt set. Joined messages merge and the last scalar counts: no picture is copied twice
-    through a parser for the sake of one number."""
-    return request + pb.GenerateRequest(attempt=attempt).SerializeToString() if attempt else request
+
+async def _tell_nobody(queued: Queued) -> None:
+    """In the middle of an answer no place in a queue is told."""
 
 
 def _failure(rpc_error: grpc.aio.AioRpcError, address: str) -> LlavaGrpcError:

@@ -14,6 +14,7 @@ import grpc.aio
 
 from llava_grpc import __version__
 from llava_grpc.controller.fleet import Fleet
+from llava_grpc.controller.watchdog import Watchdog
 from llava_grpc.core.stack import as_one_worker, those_alive
 from llava_grpc.membership.drain import Drain, answer_drain
 from llava_grpc.membership.memberships import Memberships
@@ -28,8 +29,9 @@ SETTLE = 0.05
 class StackServicer:
     """WorkerService on a controller."""
 
-    def __init__(self, fleet: Fleet, drain: Drain) -> None:
+    def __init__(self, fleet: Fleet, watchdog: Watchdog, drain: Drain) -> None:
         self._fleet = fleet
+        self._watchdog = watchdog
         self._drain = drain
 
     @typed_errors
@@ -43,6 +45,7 @@ class StackServicer:
             slots=sum(one.slots for one in those_alive(fleet.registry)),
             load=load_of(fleet),
             version=__version__,
+            tokens_generated=self._watchdog.frames,
             draining=self._drain.begun.is_set(),
         )
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from llava_grpc.core.demand import NOTHING, Demand
 from llava_grpc.core.prompt import Priority
+from llava_grpc.core.stream import Fingerprint
 from llava_grpc.errors import DeadlineExceededError, LlavaGrpcError, QueueFullError
 
 PROMPT_WEIGHT, ANSWER_WEIGHT = 1.0, 2.0
@@ -33,7 +34,10 @@ RETRY_WHEN_FULL = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A request that waits. Times in seconds on the clock that `now` is of; `key` names it, once."""
+    """A request that waits. Times in seconds on the clock that `now` is of; `key` names it, once.
+
+    `begun`: what its answer was begun under, where it was: it is to be resumed on a worker like that.
+    """
 
     key: str
     request_id: str = ""
@@ -42,6 +46,7 @@ class Entry:
     demand: Demand = NOTHING
     deadline: float | None = None
     arrived: float
+    begun: Fingerprint | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -3,7 +3,8 @@
 Laws:
 1. Late binding: a worker is given only what it has room for (slots and KV cache); the rest waits here, in one queue a
    model, and is given to whichever worker has room first. Nobody who comes later overtakes those who wait but by the
-   queue's own order.
+   queue's own order, and an answer that has begun: who reads it is waiting in the middle of a sentence. It waits in a
+   line of its own for a worker that can go on with it, also while there is none.
 2. Every assignment is released exactly once in effect, however often `release` is called, and even if its worker was
    taken off the register meanwhile.
 3. What is expired is never dispatched.
@@ -25,16 +26,19 @@ from llava_grpc.core.history import Decision, History
 from llava_grpc.core.pace import ReleasePace, ServicePace
 from llava_grpc.core.registry import Registry, Worker
 from llava_grpc.core.strategies import Snapshot, Strategy
-from llava_grpc.core.stream import Queued
+from llava_grpc.core.stream import Fingerprint, Queued
 from llava_grpc.errors import (
     AllSlotsTakenError,
     AllSpeedsZeroError,
+    DeadlineExceededError,
     LlavaGrpcError,
     ModelNotFoundError,
     ModelRequiredError,
     NoLiveWorkerError,
 )
 
+BEGUN_MAY_WAIT = 2**31
+"""As many begun answers as there are streams: bounded by time alone."""
 TELL_EVERY = 1.0
 """Seconds for which a ranking of those who wait is good enough to tell them their places by."""
 
@@ -59,9 +63,13 @@ class Assignment:
         return self.worker.incarnation
 
 
+_Wanted = tuple[str, Fingerprint | None]
+"""What a line waits for: a model's worker, of any fingerprint or to resume an answer of that one."""
+
+
 @dataclass(slots=True)
 class _Line:
-    """What waits for a model, and how fast it moves."""
+    """What waits, and how fast it moves."""
 
     queue: AdmissionQueue
     pace: ReleasePace = field(default_factory=ReleasePace)
@@ -80,7 +88,7 @@ class Dispatcher:
     counters: ServiceCounters = field(default_factory=ServiceCounters)
     history: History = field(default_factory=History)
     strategy_name: str = ""
-    _lines: dict[str, _Line] = field(default_factory=dict)
+    _lines: dict[_Wanted, _Line] = field(default_factory=dict)
     _paces: dict[str, ServicePace] = field(default_factory=dict)
     _turned_away: list[tuple[Entry, LlavaGrpcError]] = field(default_factory=list)
 
@@ -112,7 +120,7 @@ class Dispatcher:
             AllSpeedsZeroError: all who are well advertise speed 0.
         """
         registry, columns, demand = self.registry, self.registry.columns, entry.demand
-        rows = registry.rows(model)
+        rows = registry.rows(model) if entry.begun is None else registry.rows_to_resume(model, entry.begun)
         kv_tokens = demand.prompt_tokens + demand.most_answer_tokens
         fit = columns.open[rows]
         if columns.kv_bounded:
@@ -121,7 +129,7 @@ class Dispatcher:
             fit &= ~np.isin(rows, registry.rows_of(tried))
         roomy = rows[fit]
         if not len(roomy):
-            self._check_served(model, tried)
+            self._check_served(model, rows, tried)
             return None
         snapshot = self._snapshot(roomy, demand)
         pick = self.strategy(snapshot, demand, self.random)
@@ -147,7 +155,7 @@ class Dispatcher:
             return
         assignment.released = True
         self.registry.give_back(assignment.worker, assignment.kv_tokens, assignment.unread)
-        if (line := self._lines.get(assignment.model)) is not None:
+        if (line := self._lines.get((assignment.model, None))) is not None:
             line.pace.record(now)
 
     def finish(self, key: str, now: float, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
@@ -168,12 +176,18 @@ class Dispatcher:
         be called then, since somebody else may have had to make way).
 
         Raises:
+            DeadlineExceededError: it has passed already.
             QueueFullError: as many wait as may.
             AllSlotsTakenError: no room, and waiting is off.
             The errors of `assign`.
         """
+        if entry.deadline is not None and entry.deadline <= now:
+            raise DeadlineExceededError("the deadline had passed before a worker could be asked")
+        if entry.begun is not None:
+            return self._admit_begun(model, entry, now)
         record = self.history.open(entry, model)
-        if not self.waiting(model):
+        line = self._lines.get((model, None))
+        if line is None or not len(line.queue):
             assignment = self.assign(model, entry, now)
             if assignment is not None:
                 self.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
@@ -181,8 +195,8 @@ class Dispatcher:
             if self.limits.length == 0:
                 raise self._no_room(model)
         else:
-            self._check_served(model)
-        line = self._line(model)
+            self._check_served(model, self.registry.rows(model))
+        line = self._line((model, None), self.limits)
         pace = self._paces.get(model)
         needs = pace.expected(entry.demand.most_answer_tokens) if pace is not None else 0.0
         displaced = line.queue.push(entry, needs)
@@ -191,20 +205,35 @@ class Dispatcher:
         record.ahead = len(line.queue) - 1
         return None
 
+    def _admit_begun(self, model: str, entry: Entry, now: float) -> Assignment | None:
+        """An answer that has begun waits for whoever can go on with it, also where nobody is well just now."""
+        try:
+            assignment = self.assign(model, entry, now)
+        except NoLiveWorkerError:
+            assignment = None
+        if assignment is not None:
+            self.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
+            return assignment
+        limits = QueueLimits(length=BEGUN_MAY_WAIT, wait=self.limits.wait)
+        self._line((model, entry.begun), limits).queue.push(entry)
+        return None
+
     def place(self, now: float) -> Iterator[tuple[Entry, Assignment | LlavaGrpcError]]:
         """Those who wait no longer: each with its worker, or with what to tell it. To be called when room may have
         come, and at `next_expiry`."""
         yield from self._turned_away
         self._turned_away.clear()
         freed, self.registry.freed = self.registry.freed, set()
-        for model, line in list(self._lines.items()):
+        begun_first = sorted(self._lines.items(), key=lambda item: item[0][1] is None)
+        for wanted, line in begun_first:
+            model, begun = wanted
             if expired := line.queue.expire(now):
                 yield from expired
                 freed.add(model)  # who goes next may need less
             if model in freed:
                 yield from self._give_room(model, line, now)
-            if not len(line.queue) and not self._busy(model):
-                del self._lines[model]
+            if not len(line.queue) and (begun is not None or not self._busy(model)):
+                del self._lines[wanted]
 
     def _give_room(self, model: str, line: _Line, now: float) -> Iterator[tuple[Entry, Assignment]]:
         while (entry := line.queue.peek()) is not None:
@@ -217,27 +246,27 @@ class Dispatcher:
             line.queue.take()
             yield entry, assignment
 
-    def forget(self, model: str, key: str) -> None:
+    def forget(self, model: str, entry: Entry) -> None:
         """A request that waits was cancelled."""
-        if (line := self._lines.get(model)) is not None and line.queue.remove(key) is not None:
+        line = self._lines.get((model, entry.begun))
+        if line is not None and line.queue.remove(entry.key) is not None:
             self.registry.freed.add(model)  # who goes next may need less
 
-    def outlook(self, model: str, key: str, now: float) -> Queued:
+    def outlook(self, model: str, entry: Entry, now: float) -> Queued:
         """Where a request that waits stands, as of TELL_EVERY ago at most.
 
         Raises:
             KeyError: it does not wait.
         """
-        line = self._lines[model]
-        if now - line.ranked_at >= TELL_EVERY or key not in line.ranking:
+        line = self._lines[model, entry.begun]
+        if now - line.ranked_at >= TELL_EVERY or entry.key not in line.ranking:
             line.ranking, line.ranked_at = line.queue.ranking(), now
-        position = line.ranking[key]
+        position = line.ranking[entry.key]
         return Queued(position, line.pace.wait(position))
 
     def waiting(self, model: str) -> int:
         """How many wait for a model."""
-        line = self._lines.get(model)
-        return len(line.queue) if line is not None else 0
+        return sum(len(line.queue) for (waited_for, _), line in self._lines.items() if waited_for == model)
 
     def next_expiry(self) -> float | None:
         """When the next one that waits runs out of time; None where nobody waits."""
@@ -253,9 +282,9 @@ class Dispatcher:
         held_pictures = _spread(affinity.pictures(demand), rows, columns.capacity)
         return Snapshot(rows, *columns.taken(rows), held_tokens, held_pictures)
 
-    def _check_served(self, model: str, tried: Collection[str] = ()) -> None:
-        """Raise the reason why nobody will ever have room, where that is so."""
-        columns, rows = self.registry.columns, self.registry.rows(model)
+    def _check_served(self, model: str, rows: Rows, tried: Collection[str] = ()) -> None:
+        """Raise the reason why none of those rows will ever have room, where that is so."""
+        columns = self.registry.columns
         alive = rows[columns.alive[rows]]
         if tried:
             alive = alive[~np.isin(alive, self.registry.rows_of(tried))]
@@ -274,10 +303,10 @@ class Dispatcher:
         slots = sum(worker.registration.slots for worker in self.registry.serving(model))
         return AllSlotsTakenError(f"all {slots} slots for {model!r} are taken", retry_after=RETRY_WHEN_FULL)
 
-    def _line(self, model: str) -> _Line:
-        if model not in self._lines:
-            self._lines[model] = _Line(AdmissionQueue(self.limits, self.counters))
-        return self._lines[model]
+    def _line(self, wanted: _Wanted, limits: QueueLimits) -> _Line:
+        if wanted not in self._lines:
+            self._lines[wanted] = _Line(AdmissionQueue(limits, self.counters))
+        return self._lines[wanted]
 
     def _busy(self, model: str) -> bool:
         """Whether its pace is worth remembering."""

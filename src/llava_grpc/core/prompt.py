@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 
 from llava_grpc.core.sampling import Sampling as Sampling  # a request's part: found here too
+from llava_grpc.core.stream import Fingerprint
 from llava_grpc.errors import (
     ImageCountError,
     ImageInvalidError,
@@ -129,6 +130,7 @@ class GenerationRequest:
     """A prompt, how to answer it, and where to go on.
 
     `emitted_token_ids` were delivered by earlier attempts: the answer goes on after them, offsets counting them in.
+    `begun` is the fingerprint under which they were made, where it is known.
     """
 
     request_id: str
@@ -137,6 +139,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     attempt: int = 0
     emitted_token_ids: tuple[int, ...] = ()
+    begun: Fingerprint | None = None
     priority: Priority = Priority.NORMAL
     tenant: str = ""
 

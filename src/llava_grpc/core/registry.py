@@ -85,6 +85,8 @@ class Worker:
     """Tokens of KV cache that our requests on it may take."""
     unread: int = 0
     """Prompt tokens, beyond those cached, of our requests on it that have not had their first token."""
+    hung_at: int | None = None
+    """Where it answers but computes nothing: the tokens that it had made. It is well once they are more."""
 
     @property
     def address(self) -> str:
@@ -174,7 +176,8 @@ class Registry:
         if worker is None:
             return False
         self._heard(worker, now)
-        self._see(worker, WorkerEvent.SIGN_OF_LIFE)
+        if worker.hung_at is None:
+            self._see(worker, WorkerEvent.SIGN_OF_LIFE)
         if sequence > worker.sequence:
             worker.sequence = sequence
             worker.reported_running, worker.reported_waiting = running, waiting
@@ -208,11 +211,23 @@ class Registry:
         address, awake = next(iter(self._silent.items()))
         return max(self._workers[address].last_sign + self.expiry, self.stalls.excused_until(awake + self.expiry))
 
-    def answered(self, address: str, incarnation: str) -> None:
-        """A worker in doubt answered a call of ours: it is well. Heartbeats stay owed."""
+    def answered(self, address: str, incarnation: str, running: int = 0, tokens: int = 0) -> None:
+        """A worker in doubt answered a call of ours: it is well, unless it hangs. Heartbeats stay owed.
+
+        It runs so many requests, and has made so many tokens in its life.
+        """
+        worker = self.find(address, incarnation)
+        if worker is None or (running and tokens == worker.hung_at):
+            return
+        worker.hung_at = None
+        self._see(worker, WorkerEvent.SIGN_OF_LIFE)
+
+    def hangs(self, address: str, incarnation: str, tokens: int) -> None:
+        """A worker answers, but has made no token for too long: no work for it until it makes one or is idle."""
         worker = self.find(address, incarnation)
         if worker is not None:
-            self._see(worker, WorkerEvent.SIGN_OF_LIFE)
+            worker.hung_at = tokens
+            self._see(worker, WorkerEvent.CALL_FAILED)
 
     def call_failed(self, address: str, incarnation: str) -> None:
         """The transport to a worker broke: no work for it until its next sign of life."""
@@ -355,6 +370,18 @@ class Registry:
             rows.setflags(write=False)
             self._rows[name] = rows
         return rows
+
+    def rows_to_resume(self, name: str, begun: Fingerprint) -> Rows:
+        """Those of them on which an answer begun under that fingerprint can go on: token for token, where such a worker
+        is well; else without a gap or a double."""
+        near, equal = [], []
+        for worker in self.serving(name):
+            for card in worker.registration.cards:
+                if card.answers_to(name) and card.fingerprint.may_continue(begun):
+                    near.append(worker.row)
+                    if card.fingerprint == begun and worker.state is WorkerState.ALIVE:
+                        equal.append(worker.row)
+        return np.array(sorted(equal or near), dtype=np.intp)
 
     def rows_of(self, incarnations: Iterable[str]) -> list[int]:
         """Rows of those of these lives that are on the register."""

@@ -19,6 +19,14 @@ class Fingerprint:
     tokenizer: str = ""
     engine: str = ""
 
+    def may_continue(self, other: Fingerprint) -> bool:
+        """Whether an answer begun under `other` can go on here without a gap or a double: the same weights and tokens.
+
+        Token for token it goes on only where the two are equal. What says nothing of itself may be anything.
+        """
+        unknown = not (self.weights or self.tokenizer)
+        return unknown or (self.weights == other.weights and self.tokenizer == other.tokenizer)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
@@ -131,6 +139,8 @@ class Finished:
     usage: Usage
     timings: Timings = Timings()
     stop_sequence: str = ""
+    resumes: int = 0
+    """How often the controller had another worker go on with it."""
 
 
 Event = Queued | Started | Delta | Finished

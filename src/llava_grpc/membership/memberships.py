@@ -9,7 +9,7 @@ import grpc.aio
 
 from llava_grpc.core.registry import Registration
 from llava_grpc.membership.membership import Membership
-from llava_grpc.rpc.channels import open_channel
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import controller_pb2 as pb
 
 
@@ -20,12 +20,20 @@ class Memberships:
         controllers: their addresses.
         load: how busy the node is, asked at each heartbeat.
         join_token: shown to all of them.
+        world: what the node meets.
     """
 
-    def __init__(self, controllers: Iterable[str], load: Callable[[], pb.Load], join_token: str = "") -> None:
+    def __init__(
+        self,
+        controllers: Iterable[str],
+        load: Callable[[], pb.Load],
+        join_token: str = "",
+        world: World | None = None,
+    ) -> None:
         self._controllers = tuple(controllers)
         self._load = load
         self._join_token = join_token
+        self._world = world or World()
         self._channels: list[grpc.aio.Channel] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._all: list[Membership] = []
@@ -36,13 +44,14 @@ class Memberships:
     def join(self, registration: Registration | None) -> None:
         """Begin to register, in the background; None: once there is something to register."""
         for controller in self._controllers:
-            channel = open_channel(controller)
+            channel = self._world.open_channel(controller)
             membership = Membership(
                 controller=controller,
                 channel=channel,
                 registration=registration,
                 load=self._load,
                 join_token=self._join_token,
+                random=self._world.random,
             )
             self._channels.append(channel)
             self._all.append(membership)

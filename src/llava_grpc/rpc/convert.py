@@ -80,6 +80,7 @@ def request_from_pb(message: pb.GenerateRequest) -> GenerationRequest:
         emitted_token_ids=tuple(message.emitted_token_ids),
         priority=priority_from_pb(message.priority),
         tenant=message.tenant,
+        begun=fingerprint_from_pb(message.begun) if message.HasField("begun") else None,
     )
 
 
@@ -181,6 +182,7 @@ def request_to_pb(request: GenerationRequest) -> pb.GenerateRequest:
         emitted_token_ids=request.emitted_token_ids,
         priority=_PRIORITY_NUMBERS[request.priority],
         tenant=request.tenant,
+        begun=None if request.begun is None else fingerprint_to_pb(request.begun),
     )
     match request.prompt:
         case Conversation(turns):
@@ -263,6 +265,7 @@ def event_to_pb(event: Event) -> pb.GenerateResponse:
                         total=duration_to_pb(timings.total),
                     ),
                     stop_sequence=event.stop_sequence,
+                    resumes=event.resumes,
                 )
             )
 
@@ -301,6 +304,7 @@ def event_from_pb(message: pb.GenerateResponse) -> Event | None:
                     duration_from_pb(finished.timings.total),
                 ),
                 stop_sequence=finished.stop_sequence,
+                resumes=finished.resumes,
             )
         case _:
             return None

@@ -48,6 +48,7 @@ CODES: dict[str, grpc.StatusCode] = {
     "NO_LIVE_WORKER": grpc.StatusCode.UNAVAILABLE,
     "ALL_SPEEDS_ZERO": grpc.StatusCode.UNAVAILABLE,
     "WORKER_LOST": grpc.StatusCode.UNAVAILABLE,
+    "RESUME_FAILED": grpc.StatusCode.UNAVAILABLE,
     "SERVER_UNREACHABLE": grpc.StatusCode.UNAVAILABLE,
     "STARTING": grpc.StatusCode.UNAVAILABLE,
     "SHUTTING_DOWN": grpc.StatusCode.UNAVAILABLE,

@@ -254,6 +254,7 @@ class GenerateRequest(_message.Message):
     EMITTED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs and in Started. Optional; drawn at the first hop if empty. At most 128 characters."""
     model: _builtins.str
@@ -283,6 +284,12 @@ class GenerateRequest(_message.Message):
         Refused where they cannot be what was delivered: more than the answer may have, an end token among them.
         """
 
+    @_builtins.property
+    def begun(self) -> Global___Fingerprint:
+        """Beside emitted_token_ids: Started.fingerprint of the attempt that made them. A controller then has none but a worker
+        of the same weights and tokens go on, one that is equal where there is one, and waits for it like for a slot.
+        """
+
     def __init__(
         self,
         *,
@@ -295,10 +302,11 @@ class GenerateRequest(_message.Message):
         emitted_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         priority: Global___Priority.ValueType = ...,
         tenant: _builtins.str = ...,
+        begun: Global___Fingerprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "prompt", b"prompt", "raw", b"raw", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "conversation", b"conversation", "prompt", b"prompt", "raw", b"raw", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conversation", b"conversation", "emitted_token_ids", b"emitted_token_ids", "model", b"model", "priority", b"priority", "prompt", b"prompt", "raw", b"raw", "request_id", b"request_id", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "begun", b"begun", "conversation", b"conversation", "emitted_token_ids", b"emitted_token_ids", "model", b"model", "priority", b"priority", "prompt", b"prompt", "raw", b"raw", "request_id", b"request_id", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["conversation", "raw"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -845,10 +853,13 @@ class Finished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     STOP_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why it ended."""
     stop_sequence: _builtins.str
     """The stop string that ended it, if one did."""
+    resumes: _builtins.int
+    """How often a controller had another worker go on with the answer. 0 from a worker."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What it took."""
@@ -864,10 +875,11 @@ class Finished(_message.Message):
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
         stop_sequence: _builtins.str = ...,
+        resumes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "stop_sequence", b"stop_sequence", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "resumes", b"resumes", "stop_sequence", b"stop_sequence", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

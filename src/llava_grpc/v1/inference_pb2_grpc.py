@@ -64,11 +64,17 @@ class InferenceServiceServicer(object):
         """One answer to one prompt, streamed as it is made: Started, then Deltas, then Finished. At a controller whose
         workers are all busy, Queued comes first, again whenever the place in the queue has changed.
 
+        A controller that loses the worker in mid-stream has another one go on after the last token delivered: the client
+        sees one stream, with one Started. Token for token it is the stream that would have come where the two workers'
+        fingerprints are equal and computation does not depend on the batch (float32); else it goes on without a gap or a
+        double. Where nobody can go on: UNAVAILABLE, reason RESUME_FAILED, metadata `delivered_tokens`.
+
         Caller: a client, or a controller on its behalf. Idempotent: no, but greedy and seeded requests give the same
         answer again on the same model fingerprint. Cancelling the call stops the decoding within one step.
         Statuses: INVALID_ARGUMENT (bad picture, prompt or sampling option), NOT_FOUND (no such model, picture digest not
         held), RESOURCE_EXHAUSTED (every slot is taken and the queue is full, or the wait in it was too long, with
-        RetryInfo; message larger than the limit), UNAVAILABLE (no live worker, or the worker died), DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
+        RetryInfo; message larger than the limit), UNAVAILABLE (no live worker, or workers died and nobody could go on),
+        DEADLINE_EXCEEDED, CANCELLED, INTERNAL (the engine failed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

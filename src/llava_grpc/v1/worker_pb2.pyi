@@ -50,6 +50,7 @@ class GetStatusResponse(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TOKENS_GENERATED_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """This life of the worker."""
@@ -59,6 +60,10 @@ class GetStatusResponse(_message.Message):
     """Name of its engine; empty where a controller answers as a worker."""
     version: _builtins.str
     """Its release."""
+    tokens_generated: _builtins.int
+    """Tokens that it has made in this life; of a controller, frames that it has had from its workers. A worker that runs
+    requests and makes none hangs, though it answers here.
+    """
     draining: _builtins.bool
     """It drains."""
     @_builtins.property
@@ -78,11 +83,12 @@ class GetStatusResponse(_message.Message):
         load: _controller_pb2.Load | None = ...,
         engine: _builtins.str = ...,
         version: _builtins.str = ...,
+        tokens_generated: _builtins.int = ...,
         draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engine", b"engine", "incarnation", b"incarnation", "load", b"load", "models", b"models", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engine", b"engine", "incarnation", b"incarnation", "load", b"load", "models", b"models", "slots", b"slots", "tokens_generated", b"tokens_generated", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

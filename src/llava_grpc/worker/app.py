@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
+from collections.abc import Callable
 
 from llava_grpc import __version__
-from llava_grpc.config import WorkerSettings
+from llava_grpc.config import EngineSettings, WorkerSettings
 from llava_grpc.core.registry import Registration
-from llava_grpc.engines.base import Progress, load_engine
+from llava_grpc.engines.base import Engine, Progress, load_engine
 from llava_grpc.membership.drain import LAST_WORDS, Drain
 from llava_grpc.membership.memberships import Memberships
 from llava_grpc.rpc.addresses import own_address
-from llava_grpc.rpc.server import NodeServer, bind_server
+from llava_grpc.rpc.identity import new_incarnation
+from llava_grpc.rpc.server import NodeServer
+from llava_grpc.rpc.world import World
 from llava_grpc.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llava_grpc.worker.host import EngineHost
 from llava_grpc.worker.servicer import WorkerServicer
@@ -32,13 +34,22 @@ _SERVICES = (
 class WorkerNode:
     """See the module. `start`, then `wait` until it must end, then `stop`."""
 
-    def __init__(self, settings: WorkerSettings, progress: Progress = lambda message: None) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        progress: Progress = lambda message: None,
+        *,
+        world: World | None = None,
+        load_engine: Callable[[str, EngineSettings], Engine] = load_engine,
+    ) -> None:
         self._settings = settings
         self._progress = progress
-        self._incarnation = uuid.uuid4().hex
+        self._world = world or World()
+        self._load_engine = load_engine
+        self._incarnation = new_incarnation(self._world.random)
         self._drain = Drain("the worker", settings.server.grace)
-        self._servicer = WorkerServicer(self._incarnation, self._drain, settings)
-        self._memberships = Memberships(settings.controllers, self._servicer.load, settings.join_token)
+        self._servicer = WorkerServicer(self._incarnation, self._drain, settings, self._world.random)
+        self._memberships = Memberships(settings.controllers, self._servicer.load, settings.join_token, self._world)
         self._host: EngineHost | None = None
         self._node: NodeServer | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -63,7 +74,7 @@ class WorkerNode:
             EngineStartError: the engine cannot be started.
         """
         settings, servicer = self._settings, self._servicer
-        node = self._node = await bind_server(settings.server, _SERVICES, ())
+        node = self._node = await self._world.bind_server(settings.server, _SERVICES, ())
         # The generated types ask for subclasses whose streams are generators; ours write to the context.
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
@@ -72,8 +83,8 @@ class WorkerNode:
         await node.server.start()
         self._leaving = asyncio.create_task(self._drain.carry_out(node, self._memberships), name="drain")
         # In a thread: importing an engine's library takes seconds, and health is to answer meanwhile.
-        engine = await asyncio.to_thread(load_engine, settings.engine_name, settings.engine)
-        host = EngineHost(engine)
+        engine = await asyncio.to_thread(self._load_engine, settings.engine_name, settings.engine)
+        host = EngineHost(engine, self._world.clock)
         await host.start(self._progress)
         self._host = servicer.host = host
         if self._drain.begun.is_set():  # it was told so while it loaded

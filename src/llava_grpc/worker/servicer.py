@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import grpc.aio
@@ -11,7 +12,7 @@ import grpc.aio
 from llava_grpc import __version__
 from llava_grpc.config import WorkerSettings
 from llava_grpc.core.stream import Finished, Started
-from llava_grpc.errors import ModelNotFoundError, StartingError
+from llava_grpc.errors import ModelNotFoundError, ResumeFailedError, StartingError
 from llava_grpc.logs import REQUEST_ID
 from llava_grpc.membership.drain import Drain, answer_drain
 from llava_grpc.rpc.convert import card_to_pb, event_to_pb, request_from_pb
@@ -26,10 +27,11 @@ _log = logging.getLogger(__name__)
 class WorkerServicer:
     """Answers for one engine. The node sets `host` once the engine is loaded."""
 
-    def __init__(self, incarnation: str, drain: Drain, settings: WorkerSettings) -> None:
+    def __init__(self, incarnation: str, drain: Drain, settings: WorkerSettings, random: Random) -> None:
         self._incarnation = incarnation
         self._drain = drain
         self._settings = settings
+        self._random = random
         self.host: EngineHost | None = None
         self.address = ""
 
@@ -51,6 +53,7 @@ class WorkerServicer:
             load=self.load(),
             engine=engine.name if engine is not None else "",
             version=__version__,
+            tokens_generated=engine.stats().tokens_generated if engine is not None else 0,
             draining=self._drain.begun.is_set(),
         )
 
@@ -86,11 +89,14 @@ class WorkerServicer:
         if host is None:
             raise StartingError("the worker is loading its model", retry_after=1.0)
         request = request_from_pb(message)
-        request = replace(request, request_id=request.request_id or new_request_id()).with_seed(new_seed())
+        request_id = request.request_id or new_request_id(self._random)
+        request = replace(request, request_id=request_id).with_seed(new_seed(self._random))
         REQUEST_ID.set(request.request_id)
         card = host.engine.card
         if request.model and not card.answers_to(request.model):
             raise ModelNotFoundError(f"no model is named {request.model!r} here; this worker serves {card.name}")
+        if request.begun is not None and not card.fingerprint.may_continue(request.begun):
+            raise ResumeFailedError("the model here has other weights or tokens than the answer was begun with")
         answer = await host.submit(request)
         try:
             started = Started(

@@ -166,7 +166,7 @@ def test_where_the_next_one_is_too_large_its_leaving_makes_way(dispatcher: Dispa
         entry = Entry(key=key, arrived=0.0, demand=plain(tokens), deadline=deadline)
         assert dispatcher.admit("m", entry, 0.0) is None
     assert list(dispatcher.place(1.0)) == []
-    dispatcher.forget("m", "large")
+    dispatcher.forget("m", Entry(key="large", arrived=0.0))
     assert list(dispatcher.place(2.0)) == []
     placed = {entry.key: type(outcome) for entry, outcome in dispatcher.place(5.0)}
     assert placed == {"larger": DeadlineExceededError, "small": Assignment}
