@@ -373,3 +373,26 @@ async def test_a_request_that_waits_at_a_controller_that_stops_is_told_so():
             assert isinstance(await running.end(), errors.ShuttingDownError)
             await asyncio.wait_for(stopping, 10)
             assert all(found.in_flight == 0 for found in node.registry.workers())
+
+
+# ------------------------------------------------------------------------------------------ what it means to a client
+
+
+async def test_an_answer_that_outlasts_the_grace_time_goes_on_elsewhere_and_is_the_same():
+    options = {"token_interval_ms": "20", "tokens": "60"}
+    async with Cluster(workers=2, options=options) as cluster, connected(cluster.address) as stubs:
+        for sampling in ({}, {"temperature": 0.9}):
+            request = ask(seed=5, **sampling)
+            undisturbed = await answer_to(stubs.inference, request)
+            answering = asyncio.create_task(answer_to(stubs.inference, request))
+            await until(lambda: any(node.host.running for node in cluster.workers))
+            [busy] = [node for node in cluster.workers if node.host.running]
+            async with AsyncClient(cluster.address) as client:
+                end = await client.drain(busy.address, grace=0.2)
+            assert (end.running, end.ended, end.done) == (0, 1, True)
+            cut = await asyncio.wait_for(answering, 30)
+            assert cut.finished.resumes == 1
+            assert (cut.token_ids, cut.text) == (undisturbed.token_ids, undisturbed.text)
+            await busy.stop()
+            cluster.workers.remove(busy)
+            await cluster.add_worker()

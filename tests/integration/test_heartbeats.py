@@ -160,7 +160,7 @@ async def test_the_join_token_is_demanded_when_the_stream_opens():
 
 
 async def test_a_worker_whose_stream_breaks_is_suspect_at_once_and_back_when_it_answers():
-    async with Cluster(workers=0) as cluster:
+    async with Cluster(workers=0, queue_length=0) as cluster:
         shy = Shy()
         shy.let.set()
         async with streaming(cluster, shy) as (worker, stream, controller):

@@ -114,7 +114,7 @@ async def test_a_child_that_changes_is_never_in_doubt(caplog: pytest.LogCaptureF
 async def test_a_suspect_of_the_child_is_not_offered_to_the_parent():
     async with stack() as two, worker(two.child.address, slots=2) as node, worker(two.child.address, slots=4):
         await two.slots(6)
-        two.child.registry.call_failed(node.address, node.incarnation)
+        two.child.registry.call_failed(node.address, node.incarnation, now=0)
         await two.slots(4)
         two.child.registry.answered(node.address, node.incarnation)
         await two.slots(6)
@@ -291,3 +291,44 @@ async def test_a_hung_child_costs_the_parent_nothing_but_itself():
             call.cancel()
             task.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def test_a_child_that_declines_is_passed_over():
+    settings = {"queue_length": 0}
+    async with stack(**settings) as two, worker(two.child.address, slots=1, options={"hang_after": "1"}):
+        await two.slots(1)
+        holding = two.below.inference.Generate(ask(), timeout=20)  # of whom the parent has not heard
+        assert (await holding.read()).HasField("started")
+        async with worker(two.parent.address, slots=1) as own:
+            for _ in range(5):
+                assert (await answer_to(two.above.inference, ask())).started.worker_address == own.address
+            states = {found.state for found in two.parent.registry.workers()}
+            assert states == {WorkerState.ALIVE}, "who declines is not in doubt"
+        holding.cancel()
+
+
+async def test_an_answer_goes_on_with_another_child():
+    options = {"token_interval_ms": "20", "tokens": "60"}
+    async with stack() as two, controller(parents=(two.parent.address,)) as sibling:
+        async with worker(two.child.address, options=options), worker(sibling.address, options=options):
+            await until(lambda: len(two.parent.registry.workers()) == 2)
+            request = ask(seed=5, temperature=0.9)
+            undisturbed = await answer_to(two.above.inference, request)
+            answering = asyncio.create_task(answer_to(two.above.inference, request))
+            children = {node.address: node for node in (two.child, sibling)}
+            await until(lambda: any(node._drain.progress.running for node in children.values()))
+            [busy] = [node for node in children.values() if node._drain.progress.running]
+            async with AsyncClient(two.parent.address) as client:
+                end = await client.drain(busy.address, grace=0.2)
+            assert (end.ended, end.done) == (1, True)
+            cut = await asyncio.wait_for(answering, 30)
+            assert cut.finished.resumes == 1
+            assert (cut.token_ids, cut.text) == (undisturbed.token_ids, undisturbed.text)
+
+
+async def test_a_child_shows_that_its_workers_get_on():
+    async with stack() as two, worker(two.child.address):
+        before = (await two.below.worker.GetStatus(worker_pb2.GetStatusRequest())).tokens_generated
+        answer = await answer_to(two.below.inference, ask())
+        after = (await two.below.worker.GetStatus(worker_pb2.GetStatusRequest())).tokens_generated
+        assert after - before == len(answer.frames)

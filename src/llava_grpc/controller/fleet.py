@@ -106,7 +106,7 @@ class Fleet:
         `at_once` or after a while. False where no such life is known."""
         if self.registry.find(address, incarnation) is None:
             return False
-        self.registry.call_failed(address, incarnation)
+        self.registry.call_failed(address, incarnation, self.clock())
         if incarnation not in self._probing:
             pause = 0.0 if at_once else PROBE_FIRST
             self._probing[incarnation] = asyncio.create_task(self._probe(address, incarnation, pause))
@@ -119,7 +119,7 @@ class Fleet:
 
     def hangs(self, address: str, incarnation: str, tokens: int) -> None:
         """A worker answers but computes nothing, having made so many tokens: no work for it until it does."""
-        self.registry.hangs(address, incarnation, tokens)
+        self.registry.hangs(address, incarnation, tokens, self.clock())
         self.suspect(address, incarnation)
 
     async def _probe(self, address: str, incarnation: str, pause: float) -> None:

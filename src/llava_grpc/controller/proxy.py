@@ -29,6 +29,7 @@ from llava_grpc.errors import (
     LlavaGrpcError,
     MessageTooLargeError,
     RequestCancelledError,
+    ShuttingDownError,
     WorkerLostError,
 )
 from llava_grpc.rpc.convert import event_to_pb
@@ -190,6 +191,8 @@ class Proxy:
             LlavaGrpcError: the worker answered with an error, or cannot go on with the answer.
         """
         fleet, relay = self._fleet, asked.relay
+        if fleet.registry.find(assignment.address, assignment.incarnation) is None:  # since it was chosen
+            raise ShuttingDownError(f"worker {assignment.address} has left")
         generate: Any = fleet.channel(assignment.address, assignment.incarnation).unary_stream(GENERATE)
         call = generate(relay.attempt(asked.attempts), timeout=context.time_remaining())
         watched = self._watchdog.watch(assignment.address, assignment.incarnation, call.cancel)

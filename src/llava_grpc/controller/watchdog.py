@@ -3,7 +3,8 @@ more, so that they go on elsewhere.
 
 Laws: what is long and what is too long is `core.vitals`' to say. One question at a time goes to a worker, however many
 of its streams are silent. A worker that does not answer in time is suspect; its silent streams are cut once the
-question has failed, unless a frame of any of them came meanwhile.
+question has failed, unless a frame of any of them came meanwhile. Time is the watchdog's own, awake: an answer that
+could not be heard because this controller did not run is not late.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
@@ -24,10 +25,8 @@ from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 if TYPE_CHECKING:
     from llava_grpc.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
-DOUBT_AFTER = 0.3
-"""Seconds without an answer after which the worker gets no new work."""
 ANSWER_TIMEOUT = 1.0
-"""Seconds without an answer after which its silent streams are cut."""
+"""Seconds awake without an answer after which a worker gets no new work, and its silent streams are cut."""
 AFTER_A_DEFECT = 1.0
 
 _log = logging.getLogger(__name__)
@@ -112,16 +111,16 @@ class Watchdog:
         """Ask a worker some of whose streams are silent how it is, and act on the answer."""
         fleet = self._fleet
         frames = {stream: stream.vitals.frames for stream in patient.streams}
-        stub: WorkerServiceAsyncStub = WorkerServiceStub(fleet.channel(address, incarnation))
-        asking = asyncio.ensure_future(stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=ANSWER_TIMEOUT))
+        asking = asyncio.ensure_future(self._status(address, incarnation))
         try:
-            await asyncio.wait({asking}, timeout=DOUBT_AFTER)
+            await self._awake(asking, ANSWER_TIMEOUT)
             if not asking.done():
-                fleet.suspect(address, incarnation)
+                self._unanswered(address, incarnation, patient, frames, "no answer in time")
+                return
             try:
-                status = await asking
+                status = asking.result()
             except grpc.aio.AioRpcError as error:
-                self._unanswered(address, incarnation, patient, frames, error)
+                self._unanswered(address, incarnation, patient, frames, f"{error.code().name}: {error.details()}")
                 return
             if status.incarnation != incarnation:
                 self._cut(patient.streams, f"another worker answers at {address}")
@@ -133,19 +132,25 @@ class Watchdog:
             asking.cancel()
             patient.question = None
 
+    async def _status(self, address: str, incarnation: str) -> worker_pb2.GetStatusResponse:
+        """What it says over the connection that its streams use; one that has left the register has none any more."""
+        if self._fleet.registry.find(address, incarnation) is not None:
+            return await _ask_status(self._fleet.channel(address, incarnation))
+        async with self._fleet.world.open_channel(address) as channel:
+            return await _ask_status(channel)
+
+    async def _awake(self, answer: asyncio.Future[Any], seconds: float) -> None:
+        """Wait for an answer, but no longer than so many seconds awake."""
+        until = self._watch.awake + seconds
+        while not answer.done() and self._watch.awake < until:
+            await asyncio.wait({answer}, timeout=LOOK_EVERY)
+
     def _unanswered(
-        self,
-        address: str,
-        incarnation: str,
-        patient: _Patient,
-        frames: dict[Watched, int],
-        error: grpc.aio.AioRpcError,
+        self, address: str, incarnation: str, patient: _Patient, frames: dict[Watched, int], why: str
     ) -> None:
         if any(stream.vitals.frames != frames.get(stream, 0) for stream in patient.streams):
             return  # it does speak, only not to us
-        _log.warning(
-            "worker %s is silent and does not say why (%s): its streams go on elsewhere", address, error.code()
-        )
+        _log.warning("worker %s is silent and does not say why (%s): its streams go on elsewhere", address, why)
         self._fleet.suspect(address, incarnation)
         self._cut(patient.streams & frames.keys(), f"worker {address} fell silent and did not answer when asked")
 
@@ -172,3 +177,8 @@ class Watchdog:
         for stream in list(streams):
             stream.silence = why
             stream.cut()
+
+
+async def _ask_status(channel: grpc.aio.Channel) -> worker_pb2.GetStatusResponse:
+    stub: WorkerServiceAsyncStub = WorkerServiceStub(channel)
+    return await stub.GetStatus(worker_pb2.GetStatusRequest())

@@ -35,6 +35,7 @@ from llava_grpc.errors import (
     ModelNotFoundError,
     ModelRequiredError,
     NoLiveWorkerError,
+    QueueFullError,
 )
 
 BEGUN_MAY_WAIT = 2**31
@@ -129,7 +130,7 @@ class Dispatcher:
             fit &= ~np.isin(rows, registry.rows_of(tried))
         roomy = rows[fit]
         if not len(roomy):
-            self._check_served(model, rows, tried)
+            self._check_served(model, rows, now, tried)
             return None
         snapshot = self._snapshot(roomy, demand)
         pick = self.strategy(snapshot, demand, self.random)
@@ -195,7 +196,7 @@ class Dispatcher:
             if self.limits.length == 0:
                 raise self._no_room(model)
         else:
-            self._check_served(model, self.registry.rows(model))
+            self._check_served(model, self.registry.rows(model), now)
         line = self._line((model, None), self.limits)
         pace = self._paces.get(model)
         needs = pace.expected(entry.demand.most_answer_tokens) if pace is not None else 0.0
@@ -228,12 +229,22 @@ class Dispatcher:
         for wanted, line in begun_first:
             model, begun = wanted
             if expired := line.queue.expire(now):
-                yield from expired
+                yield from self._why_in_vain(model, expired)
                 freed.add(model)  # who goes next may need less
             if model in freed:
                 yield from self._give_room(model, line, now)
             if not len(line.queue) and (begun is not None or not self._busy(model)):
                 del self._lines[wanted]
+
+    def _why_in_vain(
+        self, model: str, expired: list[tuple[Entry, LlavaGrpcError]]
+    ) -> Iterator[tuple[Entry, LlavaGrpcError]]:
+        """Whose wait is over is told of a full fleet only if there is one."""
+        well = self.registry.columns.alive[self.registry.rows(model)].any()
+        for entry, error in expired:
+            if not well and isinstance(error, QueueFullError):
+                error = NoLiveWorkerError(f"no worker that serves {model!r} has come back")
+            yield entry, error
 
     def _give_room(self, model: str, line: _Line, now: float) -> Iterator[tuple[Entry, Assignment]]:
         while (entry := line.queue.peek()) is not None:
@@ -282,8 +293,8 @@ class Dispatcher:
         held_pictures = _spread(affinity.pictures(demand), rows, columns.capacity)
         return Snapshot(rows, *columns.taken(rows), held_tokens, held_pictures)
 
-    def _check_served(self, model: str, rows: Rows, tried: Collection[str] = ()) -> None:
-        """Raise the reason why none of those rows will ever have room, where that is so."""
+    def _check_served(self, model: str, rows: Rows, now: float, tried: Collection[str] = ()) -> None:
+        """Raise the reason why none of those rows will have room in a while, where that is so."""
         columns = self.registry.columns
         alive = rows[columns.alive[rows]]
         if tried:
@@ -291,6 +302,8 @@ class Dispatcher:
         if len(alive):
             if not columns.have_speed(alive):
                 raise AllSpeedsZeroError(f"every worker that serves {model!r} advertises speed 0")
+            return
+        if self.limits.length and self.registry.may_return(model, now, tried):
             return
         names = self.registry.model_names()
         if self.registry.was_served(model):

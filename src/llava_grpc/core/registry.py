@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,9 @@ from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
 from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import RegistrationInvalidError
+
+RETURNS_WITHIN = 3.0
+"""Seconds in which a worker in doubt is likely to be back, if it lives: it is asked after one and after two more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,8 @@ class Worker:
     """Tokens of KV cache that our requests on it may take."""
     unread: int = 0
     """Prompt tokens, beyond those cached, of our requests on it that have not had their first token."""
+    doubted_at: float = 0.0
+    """When it came in doubt last."""
     hung_at: int | None = None
     """Where it answers but computes nothing: the tokens that it had made. It is well once they are more."""
 
@@ -222,17 +227,19 @@ class Registry:
         worker.hung_at = None
         self._see(worker, WorkerEvent.SIGN_OF_LIFE)
 
-    def hangs(self, address: str, incarnation: str, tokens: int) -> None:
+    def hangs(self, address: str, incarnation: str, tokens: int, now: float) -> None:
         """A worker answers, but has made no token for too long: no work for it until it makes one or is idle."""
         worker = self.find(address, incarnation)
         if worker is not None:
             worker.hung_at = tokens
-            self._see(worker, WorkerEvent.CALL_FAILED)
+            self.call_failed(address, incarnation, now)
 
-    def call_failed(self, address: str, incarnation: str) -> None:
+    def call_failed(self, address: str, incarnation: str, now: float) -> None:
         """The transport to a worker broke: no work for it until its next sign of life."""
         worker = self.find(address, incarnation)
         if worker is not None:
+            if worker.state is WorkerState.ALIVE:
+                worker.doubted_at = now
             self._see(worker, WorkerEvent.CALL_FAILED)
 
     def drain(self, address: str, incarnation: str) -> None:
@@ -240,6 +247,15 @@ class Registry:
         worker = self.find(address, incarnation)
         if worker is not None:
             self._see(worker, WorkerEvent.DRAIN)
+
+    def may_return(self, name: str, now: float, tried: Collection[str] = ()) -> bool:
+        """Whether a worker of that model came in doubt so lately that it may well be back at once. None of `tried`."""
+        return any(
+            worker.state is WorkerState.SUSPECT
+            and now - worker.doubted_at < RETURNS_WITHIN
+            and worker.incarnation not in tried
+            for worker in self.serving(name)
+        )
 
     def find(self, address: str, incarnation: str) -> Worker | None:
         """The worker of that address in that life."""

@@ -119,7 +119,7 @@ class LateBinding:
 
     def notice(self, worker: int) -> None:
         life = self._lives[worker]
-        self._registry.call_failed(life.registration.address, life.registration.incarnation)
+        self._registry.call_failed(life.registration.address, life.registration.incarnation, self._clock.now)
         self._lose(life)
 
     def come_back(self, worker: int) -> None:

@@ -96,7 +96,7 @@ def test_each_cause_has_its_own_error(dispatcher: Dispatcher, registration: Make
 def test_suspects_and_those_tried_get_nothing(dispatcher: Dispatcher, registration: Make):
     for port in (1, 2, 3):
         dispatcher.registry.register(registration(port), now=0)
-    dispatcher.registry.call_failed("127.0.0.1:1", "life-of-1")
+    dispatcher.registry.call_failed("127.0.0.1:1", "life-of-1", now=0)
     chosen = {assign(dispatcher, "m", tried={"life-of-2"}).address for _ in range(4)}
     assert chosen == {"127.0.0.1:3"}
     with pytest.raises(NoLiveWorkerError):
@@ -228,7 +228,7 @@ def test_rows_say_what_the_workers_say_after_any_history(registration: Make, nam
                 case 1:
                     registry.deregister(f"127.0.0.1:{port}", f"life-{port}-0")
                 case 2:
-                    registry.call_failed(f"127.0.0.1:{port}", f"life-{port}-1")
+                    registry.call_failed(f"127.0.0.1:{port}", f"life-{port}-1", now=step)
                 case 3 if open_ones:
                     dispatcher.release(open_ones.pop(random.randrange(len(open_ones))), step)
                 case _:
@@ -249,3 +249,29 @@ def test_rows_say_what_the_workers_say_after_any_history(registration: Make, nam
             rows = [worker.row for worker in registry.workers()]
             assert len(set(rows)) == len(rows), f"seed {seed} step {step}"
             assert sorted(rows) == registry.rows("m").tolist(), f"seed {seed} step {step}"
+
+
+def test_a_worker_that_came_in_doubt_just_now_is_waited_for(dispatcher: Dispatcher, registration: Make):
+    dispatcher.limits = QueueLimits(length=5, wait=60)
+    dispatcher.registry.register(registration(1), now=0)
+    dispatcher.registry.call_failed("127.0.0.1:1", "life-of-1", now=10)
+    assert dispatcher.admit("m", Entry(key="a", arrived=11.0), 11.0) is None
+    with pytest.raises(NoLiveWorkerError):
+        dispatcher.assign("m", Entry(key="b", arrived=11.0), 11.0, tried=["life-of-1"])
+    dispatcher.registry.answered("127.0.0.1:1", "life-of-1")
+    [(entry, outcome)] = dispatcher.place(12.0)
+    assert entry.key == "a"
+    assert isinstance(outcome, Assignment)
+
+
+def test_but_not_for_long_and_who_waited_in_vain_is_told_why(dispatcher: Dispatcher, registration: Make):
+    dispatcher.limits = QueueLimits(length=5, wait=60)
+    dispatcher.registry.register(registration(1), now=0)
+    dispatcher.registry.call_failed("127.0.0.1:1", "life-of-1", now=10)
+    assert dispatcher.admit("m", Entry(key="a", arrived=11.0), 11.0) is None
+    dispatcher.registry.call_failed("127.0.0.1:1", "life-of-1", now=12)  # still the same doubt
+    with pytest.raises(NoLiveWorkerError):
+        dispatcher.admit("m", Entry(key="b", arrived=14.0), 14.0)
+    [(entry, outcome)] = dispatcher.place(71.0)
+    assert entry.key == "a"
+    assert isinstance(outcome, NoLiveWorkerError)

@@ -12,7 +12,7 @@ from llava_grpc.core.prompt import Priority
 from llava_grpc.core.registry import Registration, Registry
 from llava_grpc.core.strategies import shortest_queue
 from llava_grpc.core.stream import Fingerprint, ModelCard
-from llava_grpc.errors import DeadlineExceededError, NoLiveWorkerError, QueueFullError
+from llava_grpc.errors import DeadlineExceededError, NoLiveWorkerError
 
 Make = Callable[..., Registration]
 
@@ -47,7 +47,7 @@ def test_token_for_token_where_it_can_be(dispatcher: Dispatcher, registration: M
     assert assignment is not None
     assert assignment.address == equal
     assert dispatcher.admit("m", begun("b"), 0.0) is None, "it waits for the equal one, which will be free"
-    dispatcher.registry.call_failed(equal, "life-of-2")
+    dispatcher.registry.call_failed(equal, "life-of-2", now=0)
     dispatcher.registry.freed.add("m")
     [(_, other)] = dispatcher.place(1.0)
     assert isinstance(other, Assignment)
@@ -70,7 +70,7 @@ def test_it_waits_also_where_nobody_is_and_for_no_longer_than_one_may(dispatcher
     assert dispatcher.next_expiry() == 60.0
     [(entry, outcome)] = dispatcher.place(60.0)
     assert entry.key == "a"
-    assert isinstance(outcome, QueueFullError)
+    assert isinstance(outcome, NoLiveWorkerError)
     assert dispatcher._lines == {}
 
 

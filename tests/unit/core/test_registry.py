@@ -92,9 +92,9 @@ def test_a_failed_call_makes_suspect_and_a_heartbeat_clears_it(registration: Mak
     registry = Registry(expiry=90)
     registry.register(registration(), now=0)
     [worker] = registry.workers()
-    registry.call_failed(worker.address, "another life")
+    registry.call_failed(worker.address, "another life", now=1)
     assert worker.state is WorkerState.ALIVE
-    registry.call_failed(worker.address, worker.incarnation)
+    registry.call_failed(worker.address, worker.incarnation, now=1)
     assert worker.state is WorkerState.SUSPECT
     assert list(registry.models()) == []
     registry.heartbeat(worker.address, worker.incarnation, 1, 0, 0, now=1)
@@ -189,7 +189,7 @@ def test_whatever_happens_the_indices_agree_and_the_expired_are_gone(actions: li
             case "deregister":
                 registry.deregister(address, incarnation)
             case "fail":
-                registry.call_failed(address, incarnation)
+                registry.call_failed(address, incarnation, now)
             case "expire":
                 assert all(worker.last_sign + 90 <= now for worker in registry.expire(now))
                 assert all(worker.last_sign + 90 > now for worker in registry.workers())
@@ -216,7 +216,7 @@ def test_a_worker_that_drains_gets_no_work_and_stays_so(registration: Make):
         assert not registry.columns.open[registry.rows("m")].any()
         assert list(registry.models()) == []
         registry.heartbeat(worker.address, worker.incarnation, 1, 0, 0, now=1)
-        registry.call_failed(worker.address, worker.incarnation)
+        registry.call_failed(worker.address, worker.incarnation, now=1)
         registry.answered(worker.address, worker.incarnation)
         registry.register(registration(), now=2)  # a repeated call that comes late
     registry.register(registration(incarnation="next"), now=3)
@@ -230,7 +230,7 @@ def test_who_may_get_work_does_not_change_unheard(registration: Make):
     registry = Registry(expiry=90, on_change=lambda: changes.append(now))
     steps: list[tuple[str, Callable[[], object]]] = [
         ("registered", lambda: registry.register(registration(), now=0)),
-        ("suspect", lambda: registry.call_failed("127.0.0.1:1", "life-of-1")),
+        ("suspect", lambda: registry.call_failed("127.0.0.1:1", "life-of-1", now=1)),
         ("well", lambda: registry.answered("127.0.0.1:1", "life-of-1")),
         ("again, with more", lambda: registry.register(registration(slots=9), now=1)),
         ("draining", lambda: registry.drain("127.0.0.1:1", "life-of-1")),

@@ -17,7 +17,7 @@ def test_nobody_is_no_worker(registration: Make):
     registry = Registry(expiry=90)
     assert one(registry) is None
     registry.register(registration(), now=0)
-    registry.call_failed("127.0.0.1:1", "life-of-1")
+    registry.call_failed("127.0.0.1:1", "life-of-1", now=1)
     assert one(registry) is None, "a suspect gets no work"
 
 
@@ -64,7 +64,7 @@ def test_it_names_all_who_stand_behind_it(registration: Make):
     registry.register(registration(1), now=0)
     registry.register(registration(2, controllers=("b", "c")), now=0)
     registry.register(registration(3, controllers=("c", "d")), now=0)
-    registry.call_failed("127.0.0.1:3", "life-of-3")
+    registry.call_failed("127.0.0.1:3", "life-of-3", now=1)
     fleet = one(registry)
     assert fleet is not None
     assert fleet.controllers == ("b", "c", "controller", "d")
