@@ -28,6 +28,15 @@ def _demand(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
+def check_grace(seconds: float) -> None:
+    """Pass a grace time.
+
+    Raises:
+        SettingsError: it is negative, or without an end.
+    """
+    _demand(math.isfinite(seconds) and seconds >= 0, f"grace is {seconds:g} s; it must be finite and not negative")
+
+
 _ADDRESS = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})$")
 
 
@@ -112,7 +121,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         _demand(0 <= self.port <= 65535, f"port {self.port} does not exist; use 0 to 65535")
         _demand(self.max_message_bytes >= 1024, "messages need at least 1 KiB")
-        _demand(self.grace >= 0, "grace cannot be negative")
+        check_grace(self.grace)
 
     @property
     def on_loopback(self) -> bool:

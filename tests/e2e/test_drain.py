@@ -54,7 +54,7 @@ def test_a_signal_drains_and_a_second_one_ends_at_once(number: int, code: int):
     for second in (False, True):
         with _alone() as worker, asking(worker.address) as question:
             worker.send_signal(number)
-            worker.wait_for("draining: 1 streams run")
+            worker.wait_for("draining: 1 running")
             if second:
                 worker.send_signal(number)
                 assert worker.wait() == 128 + number

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llava_grpc import errors
 from llava_grpc.client import AsyncClient, Client
-from llava_grpc.config import ServerSettings, WorkerSettings
+from llava_grpc.config import ServerSettings, SettingsError, WorkerSettings
 from llava_grpc.controller.app import ControllerNode
 from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import DrainProgress, WorkerState
@@ -185,6 +185,16 @@ async def test_a_worker_that_is_unknown_or_gone_is_named():
         assert (await client.drain(address)).done
         with pytest.raises(errors.WorkerNotFoundError, match=address):
             await client.drain(address)
+
+
+@pytest.mark.parametrize("grace", [-1.0, float("nan"), float("inf")])
+async def test_a_grace_that_makes_no_sense_is_refused_before_anybody_is_asked(grace: float):
+    async with Cluster(workers=1) as cluster, AsyncClient(cluster.address) as client:
+        with pytest.raises(SettingsError, match="grace"):
+            await client.drain(cluster.workers[0].address, grace=grace)
+        assert not cluster.workers[0]._drain.begun.is_set()
+    with pytest.raises(SettingsError, match="grace"):
+        ServerSettings(port=0, grace=grace)
 
 
 async def test_a_worker_that_is_dead_is_named_so():

@@ -18,7 +18,13 @@ from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
 from llava_grpc.client.stream import AnswerStream
-from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError, is_address
+from llava_grpc.config import (
+    DEFAULT_CONTROLLER_PORT,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    SettingsError,
+    check_grace,
+    is_address,
+)
 from llava_grpc.core.prompt import GenerationRequest, Priority
 from llava_grpc.core.states import DrainProgress
 from llava_grpc.errors import MessageTooLargeError, SamplingInvalidError
@@ -79,6 +85,9 @@ class AsyncClient:
     ) -> DrainProgress:
         """Have a worker take nothing new, finish what it has, leave its controllers and end; returns once it has left.
 
+        That takes as long as it takes: the client's own timeout does not count. The drain goes on where this is
+        cancelled.
+
         Args:
             worker: its address, as the controller lists it. Empty: the node that this client is a client of.
             grace: seconds for which its running streams may go on. None: as the worker was started with.
@@ -89,7 +98,10 @@ class AsyncClient:
             WorkerNotFoundError: the controller knows no such worker; it may have left already.
             WorkerUnreachableError, WorkerLostError: it does not answer, or not to the end.
             JoinRefusedError: the token is missing or wrong.
+            SettingsError: `grace` makes no sense.
         """
+        if grace is not None:
+            check_grace(grace)
         return await calls.drain(self._open(), self.address, worker, grace, join_token, on_progress)
 
     def generate(

@@ -107,7 +107,7 @@ class Drain:
     async def carry_out(self, server: NodeServer, memberships: Memberships) -> None:
         """Once it was asked for, all of it, to the goodbye."""
         await self.begun.wait()
-        _log.info("draining: %d streams run, for %.3g s at most", len(self._streams), self.progress.grace_left)
+        _log.info("draining: %d running, %.3g s of grace", len(self._streams), self.progress.grace_left)
         await server.set_serving(False)
         await memberships.drain()
         await self._finish_streams()
@@ -139,7 +139,7 @@ class Drain:
         if not self._streams:
             return
         self._ended = len(self._streams)
-        _log.warning("the grace time is over: %d streams are ended", self._ended)
+        _log.warning("the grace time is over: ending what still runs (%d)", self._ended)
         self._cut = set(self._streams)
         for task in self._cut:
             task.cancel()
