@@ -9,7 +9,7 @@ import typer
 
 from llava_grpc.config import SettingsError
 
-NETWORK, FLEET, MODEL, ENGINE, OUTPUT = "Network", "Fleet", "Model", "Engine", "Output"
+NETWORK, FLEET, STACK, MODEL, ENGINE, OUTPUT = "Network", "Fleet", "Stacked controllers", "Model", "Engine", "Output"
 
 ControllerAddress = Annotated[
     str,
@@ -61,6 +61,16 @@ JoinToken = Annotated[
         envvar="LLAVA_GRPC_JOIN_TOKEN",
         metavar="SECRET",
         help="What workers show to join. Better in the environment than here, where `ps` shows it.",
+        rich_help_panel=FLEET,
+    ),
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        envvar="LLAVA_GRPC_GRACE",
+        metavar="SECONDS",
+        min=0,
+        help="At a clean stop, running streams may go on for so long; then they are ended, to go on elsewhere.",
         rich_help_panel=FLEET,
     ),
 ]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 
 from llava_grpc.client.fleet import ServedModel, WorkerView, state_named
-from llava_grpc.errors import RequestCancelledError
-from llava_grpc.rpc.convert import card_from_pb, duration_from_pb
+from llava_grpc.core.states import DrainProgress
+from llava_grpc.errors import RequestCancelledError, WorkerLostError
+from llava_grpc.rpc.convert import card_from_pb, duration_from_pb, duration_to_pb
+from llava_grpc.rpc.joining import join_metadata
 from llava_grpc.rpc.status import explain_rpc_error
-from llava_grpc.v1 import controller_pb2, inference_pb2
+from llava_grpc.v1 import controller_pb2, inference_pb2, worker_pb2
 from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
 from llava_grpc.v1.inference_pb2_grpc import InferenceServiceStub
+from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 
 _T = TypeVar("_T")
 
@@ -31,6 +34,40 @@ async def list_workers(channel: grpc.aio.Channel, address: str, timeout: float |
     """ListWorkers, in order of address."""
     call = ControllerServiceStub(channel).ListWorkers(controller_pb2.ListWorkersRequest(), timeout=timeout)
     return [_worker(info) for info in (await _answered(call, address)).workers]
+
+
+async def drain(
+    channel: grpc.aio.Channel,
+    address: str,
+    worker: str,
+    grace: float | None,
+    join_token: str,
+    on_progress: Callable[[DrainProgress], object],
+) -> DrainProgress:
+    """Drain of `worker`, or of the node at the address where that is empty; its last word."""
+    limit = None if grace is None else duration_to_pb(grace)
+    metadata = join_metadata(join_token)
+    call: Any
+    if worker:
+        order = controller_pb2.ControllerServiceDrainRequest(address=worker, grace=limit)
+        call = ControllerServiceStub(channel).Drain(order, metadata=metadata)
+    else:
+        call = WorkerServiceStub(channel).Drain(worker_pb2.WorkerServiceDrainRequest(grace=limit), metadata=metadata)
+
+    async def heard() -> DrainProgress | None:
+        progress = None
+        async for message in call:
+            left = duration_from_pb(message.grace_left)
+            progress = DrainProgress(message.running, message.ended, left, message.done)
+            on_progress(progress)
+            if progress.done:
+                break
+        return progress
+
+    last = await _answered(heard(), address)
+    if last is None or not last.done:
+        raise WorkerLostError(f"{worker or address} was lost before it had drained", remedy="Look at its log")
+    return last
 
 
 async def _answered(call: Awaitable[_T], address: str) -> _T:

@@ -1,8 +1,7 @@
-"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers."""
+"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers, Drain."""
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,14 @@ import grpc
 import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
+from llava_grpc.controller.draining import drain_worker
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.heartbeats import HeartbeatStreams
 from llava_grpc.core.registry import Registration, Worker
 from llava_grpc.core.states import WorkerState
-from llava_grpc.errors import AddressTakenError, JoinRefusedError, ProtocolVersionError, WorkerUnreachableError
+from llava_grpc.errors import AddressTakenError, ControllerLoopError, ProtocolVersionError, WorkerUnreachableError
 from llava_grpc.rpc.convert import card_from_pb, duration_to_pb
+from llava_grpc.rpc.joining import check_join_token
 from llava_grpc.rpc.status import typed_errors
 from llava_grpc.v1 import controller_pb2 as pb
 from llava_grpc.v1 import worker_pb2
@@ -59,6 +60,8 @@ class ControlServicer:
                 f"the worker speaks version {request.protocol_version} of the contract, this controller "
                 f"{PROTOCOL_VERSION}"
             )
+        if self._fleet.incarnation in request.controllers:
+            raise ControllerLoopError(f"this controller itself stands behind the one at {request.address}")
         registration = Registration(
             address=request.address,
             incarnation=request.incarnation,
@@ -67,6 +70,7 @@ class ControlServicer:
             slots=request.slots,
             check_heartbeat=request.check_heartbeat if request.HasField("check_heartbeat") else True,
             version=request.version,
+            controllers=tuple(request.controllers),
         )
         await self._call_back(registration)
         replaced = self._fleet.admit(registration)
@@ -93,7 +97,12 @@ class ControlServicer:
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:  # noqa: N802
         self._check_join_token(context)
         known = self._fleet.heartbeat(
-            request.address, request.incarnation, request.sequence, request.load.running, request.load.waiting
+            request.address,
+            request.incarnation,
+            request.sequence,
+            request.load.running,
+            request.load.waiting,
+            request.draining,
         )
         return pb.HeartbeatResponse(known=known)
 
@@ -114,14 +123,13 @@ class ControlServicer:
             workers=[_worker_to_pb(worker, now, wall) for worker in self._fleet.registry.workers()]
         )
 
+    @typed_errors
+    async def Drain(self, request: pb.ControllerServiceDrainRequest, context: _Context) -> None:  # noqa: N802
+        self._check_join_token(context)
+        await drain_worker(self._fleet, request, context)
+
     def _check_join_token(self, context: _Context) -> None:
-        expected = self._fleet.settings.join_token
-        if not expected:
-            return
-        metadata = dict(context.invocation_metadata() or ())
-        shown = str(metadata.get("authorization", "")).removeprefix("Bearer ")
-        if not hmac.compare_digest(shown.encode(), expected.encode()):
-            raise JoinRefusedError("the join token is wrong" if shown else "a join token is required")
+        check_join_token(context, self._fleet.settings.join_token)
 
     async def _call_back(self, registration: Registration) -> None:
         """Raise unless that very life of a worker answers at the address that it advertises."""

@@ -21,6 +21,7 @@ from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
 from llava_grpc.plugins import load_strategy
+from llava_grpc.rpc.identity import new_incarnation
 from llava_grpc.rpc.world import World
 from llava_grpc.v1 import worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
@@ -46,6 +47,8 @@ class Fleet:
     registry: Registry
     dispatcher: Dispatcher
     world: World = field(default_factory=World)
+    incarnation: str = ""
+    """This life of the controller."""
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
@@ -67,7 +70,7 @@ class Fleet:
         registry = Registry(expiry=settings.heartbeat_expiry, stalls=stalls)
         limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
         dispatcher = Dispatcher(registry, strategy, random=world.random, limits=limits, strategy_name=settings.strategy)
-        return cls(settings, registry, dispatcher, world)
+        return cls(settings, registry, dispatcher, world, new_incarnation(world.random))
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -83,14 +86,18 @@ class Fleet:
         self.place()
         return replaced
 
-    def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int) -> bool:
+    def heartbeat(
+        self, address: str, incarnation: str, sequence: int, running: int, waiting: int, draining: bool = False
+    ) -> bool:
         """Take a sign of life; False where no such life is known."""
         worker = self.registry.find(address, incarnation)
         if worker is None:
             return False
         doubted = worker.state is WorkerState.SUSPECT
         self.registry.heartbeat(address, incarnation, sequence, running, waiting, self.clock())
-        if doubted:  # nothing else about a heartbeat makes room
+        if draining:
+            self.registry.drain(address, incarnation)
+        elif doubted:  # nothing else about a heartbeat makes room
             self.place()
         return True
 

@@ -60,6 +60,14 @@ class Watchdog:
         self._fleet = fleet
         self._watch = Watch()
         self._patients: dict[str, _Patient] = {}
+        self._frames_before = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames that all streams have had, those that are over too."""
+        return self._frames_before + sum(
+            stream.vitals.frames for patient in self._patients.values() for stream in patient.streams
+        )
 
     def watch(self, address: str, incarnation: str, cut: Callable[[], object]) -> Watched:
         """Look after a stream from now on. Its reader counts its frames in `vitals.frames`."""
@@ -71,6 +79,7 @@ class Watchdog:
         """The stream is over."""
         patient = self._patients[stream.incarnation]
         patient.streams.discard(stream)
+        self._frames_before += stream.vitals.frames
         if not patient.streams:
             del self._patients[stream.incarnation]
 

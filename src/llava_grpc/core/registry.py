@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +40,7 @@ class Registration:
 
     `speed` is relative, tokens per second where measured; `slots` are requests answered at once; `kv_tokens` what its
     cache of keys and values has room for, over all requests, and `cached_pictures` how many pictures' features it
-    keeps, each 0 where unknown.
+    keeps, each 0 where unknown. `controllers` are the incarnations of those that it consists of, if it is one.
     """
 
     address: str
@@ -52,6 +52,7 @@ class Registration:
     version: str = ""
     kv_tokens: int = 0
     cached_pictures: int = 0
+    controllers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         def refuse(cause: str, remedy: str) -> RegistrationInvalidError:
@@ -134,6 +135,8 @@ class Registry:
     affinity: AffinityIndex = field(default_factory=AffinityIndex)
     freed: set[str] = field(default_factory=set)
     """Names and aliases of models that may have room again; whoever uses it clears it."""
+    on_change: Callable[[], None] = lambda: None
+    """Called when who is there, what is served or who may get work has changed; it must not look here before later."""
     addresses: list[str] = field(default_factory=list)
     """Of the workers, by row."""
     _workers: dict[str, Worker] = field(default_factory=dict)
@@ -153,11 +156,11 @@ class Registry:
     def register(self, registration: Registration, now: float) -> Worker | None:
         """Put a worker that was reached on the register. Returns the one it replaces, if another life was there."""
         present = self._workers.get(registration.address)
-        replaced = None
+        replaced, draining = None, False
         if present is not None and present.incarnation == registration.incarnation:
             # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
             self._unlist(present)
-            worker = present
+            worker, draining = present, present.state is WorkerState.DRAINING
             worker.registration, worker.last_sign, worker.state = registration, now, WorkerState.JOINING
         else:
             if present is not None:
@@ -166,6 +169,8 @@ class Registry:
                 replaced = present
             worker = Worker(registration, self.columns.add(), registered_at=now, last_sign=now)
         worker.see(WorkerEvent.REACHED)
+        if draining:
+            worker.see(WorkerEvent.DRAIN)
         self._list(worker)
         self._heard(worker, now)
         return replaced
@@ -237,6 +242,12 @@ class Registry:
                 worker.doubted_at = now
             self._see(worker, WorkerEvent.CALL_FAILED)
 
+    def drain(self, address: str, incarnation: str) -> None:
+        """A worker finishes what it has: no work for it any more in this life."""
+        worker = self.find(address, incarnation)
+        if worker is not None:
+            self._see(worker, WorkerEvent.DRAIN)
+
     def may_return(self, name: str, now: float, tried: Collection[str] = ()) -> bool:
         """Whether a worker of that model came in doubt so lately that it may well be back at once. None of `tried`."""
         return any(
@@ -250,6 +261,10 @@ class Registry:
         """The worker of that address in that life."""
         worker = self._workers.get(address)
         return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def at(self, address: str) -> Worker | None:
+        """The worker of that address, in whatever life."""
+        return self._workers.get(address)
 
     def workers(self) -> list[Worker]:
         """All of them, in order of address."""
@@ -294,12 +309,14 @@ class Registry:
     def _membership_changed(self) -> None:
         self._rows.clear()
         self._canonical.clear()
+        self.on_change()
 
     def _see(self, worker: Worker, event: WorkerEvent) -> None:
         before = worker.state
         worker.see(event)
         if worker.state is not before:
             self._write(worker)
+            self.on_change()
             if worker.state is WorkerState.ALIVE:
                 self.freed.update(worker.names)
 

@@ -72,6 +72,7 @@ class RegisterRequest(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CHECK_HEARTBEAT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLERS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port at which controller and clients reach the worker."""
     incarnation: _builtins.str
@@ -90,6 +91,12 @@ class RegisterRequest(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Model]:
         """What it serves. At least one."""
 
+    @_builtins.property
+    def controllers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the worker is a controller: its incarnation, and those of all controllers that stand behind it. None for a
+        worker of its own. A controller that finds itself among them refuses: requests would go round in circles.
+        """
+
     def __init__(
         self,
         *,
@@ -101,10 +108,11 @@ class RegisterRequest(_message.Message):
         slots: _builtins.int = ...,
         check_heartbeat: _builtins.bool | None = ...,
         version: _builtins.str = ...,
+        controllers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "check_heartbeat", b"check_heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "address", b"address", "check_heartbeat", b"check_heartbeat", "incarnation", b"incarnation", "models", b"models", "protocol_version", b"protocol_version", "slots", b"slots", "speed", b"speed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "address", b"address", "check_heartbeat", b"check_heartbeat", "controllers", b"controllers", "incarnation", b"incarnation", "models", b"models", "protocol_version", b"protocol_version", "slots", b"slots", "speed", b"speed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__check_heartbeat: _TypeAlias = _typing.Literal["check_heartbeat"]  # noqa: Y015
     _WhichOneofArgType__check_heartbeat: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat"]  # noqa: Y015
@@ -152,12 +160,17 @@ class HeartbeatRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """As registered."""
     incarnation: _builtins.str
     """As registered."""
     sequence: _builtins.int
     """Counts this worker's heartbeats to this controller, from 1; an older one than the last seen is ignored."""
+    draining: _builtins.bool
+    """It drains: it takes nothing new, and leaves when what it has is done. Sent at once when that begins, and never taken
+    back in this life.
+    """
     @_builtins.property
     def load(self) -> Global___Load:
         """How busy it is, whoever sent the requests."""
@@ -169,10 +182,11 @@ class HeartbeatRequest(_message.Message):
         incarnation: _builtins.str = ...,
         sequence: _builtins.int = ...,
         load: Global___Load | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -188,6 +202,7 @@ class HeartbeatsRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """As registered. Needed in the first message; in later ones the same or nothing."""
     incarnation: _builtins.str
@@ -195,6 +210,10 @@ class HeartbeatsRequest(_message.Message):
     sequence: _builtins.int
     """Counts this worker's heartbeats to this controller, over all streams, from 1; an older one than the last seen is
     ignored.
+    """
+    draining: _builtins.bool
+    """It drains: it takes nothing new, and leaves when what it has is done. Sent at once when that begins, and never taken
+    back in this life.
     """
     @_builtins.property
     def load(self) -> Global___Load:
@@ -207,10 +226,11 @@ class HeartbeatsRequest(_message.Message):
         incarnation: _builtins.str = ...,
         sequence: _builtins.int = ...,
         load: Global___Load | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,6 +394,70 @@ class ListWorkersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class ControllerServiceDrainRequest(_message.Message):
+    """Which worker, and how long it may take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port, as registered."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """As in WorkerServiceDrainRequest."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "grace", b"grace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerServiceDrainRequest: _TypeAlias = ControllerServiceDrainRequest  # noqa: Y015
+
+@_typing.final
+class ControllerServiceDrainResponse(_message.Message):
+    """How far the worker is; as WorkerServiceDrainResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    GRACE_LEFT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """Streams that it still answers."""
+    ended: _builtins.int
+    """Streams that it ended with SHUTTING_DOWN as the grace time was over."""
+    done: _builtins.bool
+    """It has left its controllers. True in the last message alone."""
+    @_builtins.property
+    def grace_left(self) -> _duration_pb2.Duration:
+        """What is left of the grace time."""
+
+    def __init__(
+        self,
+        *,
+        running: _builtins.int = ...,
+        ended: _builtins.int = ...,
+        grace_left: _duration_pb2.Duration | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_left", b"grace_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "ended", b"ended", "grace_left", b"grace_left", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerServiceDrainResponse: _TypeAlias = ControllerServiceDrainResponse  # noqa: Y015
 
 @_typing.final
 class WorkerInfo(_message.Message):
