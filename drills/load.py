@@ -45,12 +45,14 @@ class Load:
         questions: drawn from at random.
         rate: requests a second, on average; they come as a Poisson process.
         chance: where both come from.
+        most: what comes while so many are under way is not sent: drills are of faults, not of too much work.
     """
 
     client: AsyncClient
     questions: Sequence[Question]
     rate: float
     chance: Random
+    most: int = 180
     ended: list[Asked] = field(default_factory=list)
     cut: int = 0
     """How many of those that have ended were cut."""
@@ -114,4 +116,5 @@ class Load:
         while True:
             due += self.chance.expovariate(self.rate)
             await asyncio.sleep(max(0.0, due - clock()))
-            self.ask()
+            if len(self._tasks) < self.most:
+                self.ask()

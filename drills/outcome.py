@@ -98,7 +98,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def summary(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
-    """All drills in one. Detection is that of kills; the drills have their own beside it."""
+    """All drills in one. Detection is that of kills, where it is judged; the drills have their own beside it."""
     detect_ms = [value for one in outcomes if one.kills for value in one.detect_ms]
     cancel_ms = [value for one in outcomes for value in one.cancel_ms]
     return {
