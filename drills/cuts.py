@@ -21,8 +21,6 @@ from llava_grpc.client import AsyncClient
 DETECT_MS = 100.0
 """From a kill to the controller's acting on it, p99 over the kills of echo workers. A process of half a gigabyte is not
 judged by it: the kernel frees its memory before it closes its connections."""
-FEWEST = 3
-"""Streams on a worker that is to be killed, at least."""
 CONTROLLER = ("--heartbeat-interval", "2", "--heartbeat-expiry", "6")
 """So that the dead leave the register while the drill goes on."""
 
@@ -41,6 +39,8 @@ class Terms:
     tokens: tuple[int, int]
     rate: float
     at_once: int
+    fewest: int
+    """Streams on a worker that is to be killed, at least."""
     timed: bool = False
     tolerance: float = 0.0
 
@@ -60,6 +60,7 @@ async def echo(stage: Stage) -> Outcome:
             tokens=(10, 80),
             rate=20.0,
             at_once=180,
+            fewest=3,
             timed=not stage.quick,
         ),
     )
@@ -80,6 +81,7 @@ async def model(stage: Stage) -> Outcome:
             tokens=(40, 160),
             rate=8.0,
             at_once=32,
+            fewest=stage.either(13, 6),
             tolerance=MODEL_TOLERANCE,
         ),
     )
@@ -88,8 +90,7 @@ async def model(stage: Stage) -> Outcome:
 async def _drill(stage: Stage, terms: Terms) -> Outcome:
     outcome, chance = Outcome(terms.name), stage.chance(terms.name)
     move = stage.bar(f"{terms.name}: streams cut", terms.cuts)
-    gone_ms: list[float] = []
-    noticed_ms: list[float] = []
+    times: list[tuple[float, float]] = []
     fleet = Fleet(workers=terms.workers, controller_flags=CONTROLLER, worker_flags=terms.worker_flags)
     async with fleet, AsyncClient(fleet.addresses) as client:
         asked = await questions(
@@ -97,47 +98,42 @@ async def _drill(stage: Stage, terms: Terms) -> Outcome:
         )
         before = Footprint(fleet.controllers)
         async with Load(client, asked, terms.rate, chance, terms.at_once) as load:
-            while (load.cut < terms.cuts or outcome.kills < terms.kills) and outcome.kills < terms.most:
-                await _kill_one(fleet, client, chance, outcome, gone_ms, noticed_ms)
+            while (load.cut < terms.cuts or len(times) < terms.kills) and len(times) < terms.most:
+                times.append(await _kill_one(fleet, client, chance, terms.fewest))
                 move(load.cut)
             await load.calm()
         outcome.judge(load)
         await leave(outcome, fleet, before)
     move(terms.cuts)
+    outcome.kills = len(times)
     outcome.require(
         outcome.streams >= terms.cuts, f"{outcome.kills} kills cut {outcome.streams} of {terms.cuts} streams"
     )
+    gone_ms, noticed_ms = zip(*times, strict=True)
     usual, slow = (percentile(noticed_ms, share) or 0.0 for share in (0.5, 0.99))
     outcome.notes.append(
         f"a kill is noticed within {usual} ms (p50), {slow} ms (p99); the process is gone after "
         f"{percentile(gone_ms, 0.5)} ms (p50)"
     )
     if terms.timed:
-        outcome.detect_ms = noticed_ms
+        outcome.detect_ms = list(noticed_ms)
         outcome.require(slow <= DETECT_MS, f"a kill is noticed within {slow} ms (p99), not {DETECT_MS:g}")
     return outcome
 
 
-async def _kill_one(
-    fleet: Fleet,
-    client: AsyncClient,
-    chance: Random,
-    outcome: Outcome,
-    gone_ms: list[float],
-    noticed_ms: list[float],
-) -> None:
-    """Kill a worker at a random moment while it answers several, and replace it at once, half of the time at the very
-    same address."""
+async def _kill_one(fleet: Fleet, client: AsyncClient, chance: Random, fewest: int) -> tuple[float, float]:
+    """Kill a worker at a random moment while it answers `fewest` and more, and replace it at once, half of the time at
+    the very same address. Milliseconds until the process was gone, and until the controller had noticed."""
     victim = chance.choice(fleet.workers)
-    while await _in_flight(client, victim.address) < FEWEST:
+    while await _in_flight(client, victim.address) < fewest:
         await asyncio.sleep(0.05)
     await asyncio.sleep(chance.uniform(0.0, 0.3))
     said_before, killed_at = fleet.controller.lines, time.time()
     victim.kill()
-    gone_ms.append((time.time() - killed_at) * 1e3)
-    outcome.kills += 1
-    noticed_ms.append((await noticed(fleet.controller, victim, said_before) - killed_at) * 1e3)
+    gone_at = time.time()
+    noticed_at = await noticed(fleet.controller, victim, said_before)
     await fleet.replace(victim, port=chance.random() < 0.5)
+    return (gone_at - killed_at) * 1e3, (noticed_at - killed_at) * 1e3
 
 
 async def _in_flight(client: AsyncClient, address: str) -> int:

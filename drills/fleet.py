@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import datetime
 import re
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,8 @@ class Fleet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for _, node in self._all:  # all of them before any of them is waited for
+            node.send_signal(signal.SIGKILL)
         for _, node in self._all:
             node.kill()
         if isinstance(error, Exception):
