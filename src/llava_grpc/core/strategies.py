@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from llava_grpc.core.columns import Floats, Rows
+from llava_grpc.core.columns import HELD_PICTURES, HELD_TOKENS, QUEUE, ROOM, SPEED, UNREAD, Floats, Rows
 from llava_grpc.core.demand import Demand
 
 
@@ -22,33 +22,49 @@ from llava_grpc.core.demand import Demand
 class Snapshot:
     """The workers that have room, as a strategy sees them: columns of equal length, one entry a candidate.
 
-    `rows` are the dispatcher's own names for them, ascending. `queue`: requests on it. `room`: slots free. `unread`:
-    prompt tokens promised to it and not read yet. `held_tokens`: of this request's prompt, what it is likely to have in
-    its cache; `held_pictures` likewise. All arrays are read-only.
+    `rows` are the dispatcher's own names for them, ascending; `figures` has a line for each column. All arrays are
+    read-only.
     """
 
     rows: Rows
-    speed: Floats
-    queue: Floats
-    room: Floats
-    unread: Floats
-    held_tokens: Floats
-    held_pictures: Floats
+    figures: Floats
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def of(self, indexes: Rows) -> Snapshot:
+    @property
+    def speed(self) -> Floats:
+        """As registered; positive."""
+        return self.figures[SPEED]
+
+    @property
+    def queue(self) -> Floats:
+        """Requests on it."""
+        return self.figures[QUEUE]
+
+    @property
+    def room(self) -> Floats:
+        """Slots free."""
+        return self.figures[ROOM]
+
+    @property
+    def unread(self) -> Floats:
+        """Prompt tokens promised to it and not read yet."""
+        return self.figures[UNREAD]
+
+    @property
+    def held_tokens(self) -> Floats:
+        """Of this request's prompt, what it is likely to have in its cache."""
+        return self.figures[HELD_TOKENS]
+
+    @property
+    def held_pictures(self) -> Floats:
+        """Of this request's pictures, what it is likely to have in its cache."""
+        return self.figures[HELD_PICTURES]
+
+    def of(self, indexes: list[int]) -> Snapshot:
         """Of some of the candidates alone."""
-        return Snapshot(
-            self.rows[indexes],
-            self.speed[indexes],
-            self.queue[indexes],
-            self.room[indexes],
-            self.unread[indexes],
-            self.held_tokens[indexes],
-            self.held_pictures[indexes],
-        )
+        return Snapshot(self.rows.take(indexes), self.figures.take(indexes, axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +124,19 @@ def cache_affinity(candidates: Snapshot, demand: Demand, random: Random) -> Pick
     Overloaded: more requests for its speed, with this one, than OVERLOAD times the mean over the candidates.
     """
     held = candidates.held_tokens + PICTURE_TOKENS * candidates.held_pictures
-    loads = candidates.queue / candidates.speed
-    most = held.max()
-    if most > 0:
-        bound = OVERLOAD * (candidates.queue.sum() + 1.0) / candidates.speed.sum()
+    holding = held.nonzero()[0]
+    if len(holding):
+        queue, speed = candidates.queue, candidates.speed
+        bound = OVERLOAD * (queue.sum() + 1.0) / speed.sum()
+        queue, speed = queue[holding], speed[holding]
         # A worker with nothing to do is never overloaded, however slow it is.
-        within = (loads + 1.0 / candidates.speed <= bound) | (candidates.queue == 0)
-        usable = np.where(within, held, 0.0)
-        most = usable.max()
-        if most > 0:
-            best = (usable == most).nonzero()[0]
-            index = int(best[least(loads[best], random)])
-            return Pick(index, usable, "tokens held, within the bound", most_is_best=True)
-    return Pick(least(loads, random), loads, "requests / speed")
+        within = ((queue + 1.0) / speed <= bound) | (queue == 0)
+        if within.any():
+            usable, scores, loads = holding[within], held[holding[within]], (queue / speed)[within]
+            best = (scores == scores.max()).nonzero()[0]
+            index = int(usable[best[least(loads[best], random)]])
+            return Pick(index, scores, "tokens held, within the bound", usable, most_is_best=True)
+    return shortest_queue(candidates, demand, random)
 
 
 def expected_first_token(candidates: Snapshot, demand: Demand, random: Random) -> Pick:

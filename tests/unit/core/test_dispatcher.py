@@ -243,7 +243,7 @@ def test_rows_say_what_the_workers_say_after_any_history(registration: Make, nam
                 assert worker.unread == sum(a.unread for a in mine), f"seed {seed} step {step}"
                 usable = worker.state is WorkerState.ALIVE and worker.in_flight < worker.registration.slots
                 assert registry.columns.open[worker.row] == usable, f"seed {seed} step {step}"
-                speed, queue, room, unread = registry.columns.taken(np.array([worker.row]))
+                speed, queue, room, unread = registry.columns.taken(np.array([worker.row]), {}, {})[:4]
                 assert (speed[0], queue[0]) == (1.0, worker.queue_length), f"seed {seed} step {step}"
                 assert (room[0], unread[0]) == (4 - worker.in_flight, worker.unread), f"seed {seed} step {step}"
             rows = [worker.row for worker in registry.workers()]
