@@ -16,6 +16,7 @@ from llava_grpc.client.chat import Chat
 from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
+from llava_grpc.client.records import RecordView
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError, is_address
 from llava_grpc.core.prompt import GenerationRequest, Priority
@@ -60,6 +61,18 @@ class AsyncClient:
     async def workers(self, *, timeout: float | None = None) -> list[WorkerView]:
         """The workers that the controller knows, in order of address."""
         return await calls.list_workers(self._open(), self.address, self._deadline(timeout))
+
+    async def explain(
+        self, request_id: str = "", *, limit: int | None = 20, timeout: float | None = None
+    ) -> list[RecordView]:
+        """What became of a request and why, as the controller remembers it; without an id of the latest requests.
+
+        A client may use an id twice, so there may be several. At most the latest `limit`, None for all that are kept
+        (some thousands); the oldest first; empty where nothing is known of it, any more or at all.
+        """
+        if limit is not None and limit < 1:
+            return []
+        return await calls.explain(self._open(), self.address, request_id, limit or 0, self._deadline(timeout))
 
     def generate(
         self,

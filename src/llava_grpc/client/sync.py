@@ -13,6 +13,7 @@ from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.loop_thread import LoopThread
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request, split
+from llava_grpc.client.records import RecordView
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES
 from llava_grpc.core.prompt import GenerationRequest
@@ -46,6 +47,12 @@ class Client:
     def workers(self, *, timeout: float | None = None) -> list[WorkerView]:
         """The workers that the controller knows, in order of address."""
         return self._thread.call(self._client.workers, timeout=timeout)
+
+    def explain(
+        self, request_id: str = "", *, limit: int | None = 20, timeout: float | None = None
+    ) -> list[RecordView]:
+        """What became of a request and why; see `AsyncClient.explain`."""
+        return self._thread.call(self._client.explain, request_id, limit=limit, timeout=timeout)
 
     def generate(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llava_grpc.core.admission import Entry
-from llava_grpc.core.columns import Floats, Rows
+from llava_grpc.core.columns import Floats
 from llava_grpc.core.strategies import Pick, Snapshot
 
 KEPT = 4096
@@ -101,8 +101,9 @@ def _shown(snapshot: Snapshot, pick: Pick) -> tuple[Snapshot, Pick]:
 
 def _best(scores: Floats, most_is_best: bool) -> list[int]:
     """Where the SHOWN best are, in no order."""
-    found: Rows = scores.argpartition(-SHOWN)[-SHOWN:] if most_is_best else scores.argpartition(SHOWN)[:SHOWN]
-    return found.tolist()
+    found = scores.argpartition(-SHOWN)[-SHOWN:] if most_is_best else scores.argpartition(SHOWN)[:SHOWN]
+    best: list[int] = found.tolist()
+    return best
 
 
 @dataclass(slots=True)

@@ -35,32 +35,36 @@ class Snapshot:
     @property
     def speed(self) -> Floats:
         """As registered; positive."""
-        return self.figures[SPEED]
+        return self._column(SPEED)
 
     @property
     def queue(self) -> Floats:
         """Requests on it."""
-        return self.figures[QUEUE]
+        return self._column(QUEUE)
 
     @property
     def room(self) -> Floats:
         """Slots free."""
-        return self.figures[ROOM]
+        return self._column(ROOM)
 
     @property
     def unread(self) -> Floats:
         """Prompt tokens promised to it and not read yet."""
-        return self.figures[UNREAD]
+        return self._column(UNREAD)
 
     @property
     def held_tokens(self) -> Floats:
         """Of this request's prompt, what it is likely to have in its cache."""
-        return self.figures[HELD_TOKENS]
+        return self._column(HELD_TOKENS)
 
     @property
     def held_pictures(self) -> Floats:
         """Of this request's pictures, what it is likely to have in its cache."""
-        return self.figures[HELD_PICTURES]
+        return self._column(HELD_PICTURES)
+
+    def _column(self, figure: int) -> Floats:
+        column: Floats = self.figures[figure]
+        return column
 
     def of(self, indexes: list[int]) -> Snapshot:
         """Of some of the candidates alone."""

@@ -6,6 +6,7 @@ Membership: how workers make themselves known, and who is there."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from llava_grpc.v1 import controller_pb2 as _controller_pb2
+from llava_grpc.v1 import explain_pb2 as _explain_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -73,6 +74,14 @@ class ControllerServiceStub:
 
     Caller: anybody. Idempotent: yes. Statuses: OK.
     """
+    Explain: _grpc.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]
+    """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+    how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+    under way.
+
+    Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+    nothing is known of a request, any more or at all: then no message comes).
+    """
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -118,6 +127,14 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """The workers known, with their state and load.
 
     Caller: anybody. Idempotent: yes. Statuses: OK.
+    """
+    Explain: _aio.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]  # type: ignore[assignment]
+    """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+    how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+    under way.
+
+    Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+    nothing is known of a request, any more or at all: then no message comes).
     """
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -191,6 +208,20 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         """The workers known, with their state and load.
 
         Caller: anybody. Idempotent: yes. Statuses: OK.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _explain_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explain_pb2.ExplainResponse], _abc.AsyncIterator[_explain_pb2.ExplainResponse]]:
+        """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+        how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+        under way.
+
+        Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+        nothing is known of a request, any more or at all: then no message comes).
         """
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -100,6 +100,8 @@ class WorkerNode:
                 slots=engine.slots,
                 check_heartbeat=self._settings.check_heartbeat,
                 version=__version__,
+                kv_tokens=engine.kv_tokens,
+                cached_pictures=engine.cached_pictures,
             ),
             load=self._servicer.load,
             join_token=self._settings.join_token,

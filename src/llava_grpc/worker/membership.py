@@ -98,6 +98,8 @@ class Membership:
             slots=self.registration.slots,
             check_heartbeat=self.registration.check_heartbeat,
             version=self.registration.version,
+            kv_tokens=self.registration.kv_tokens,
+            cached_pictures=self.registration.cached_pictures,
         )
         backoff = BACKOFF_FIRST
         while True:
