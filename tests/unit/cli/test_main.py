@@ -19,7 +19,7 @@ run([])
 run(["--help"])
 run(["--version"])
 run(["version"])
-for command in ("up", "controller", "worker", "generate", "models", "workers", "simulate"):
+for command in ("up", "controller", "worker", "generate", "models", "workers", "explain", "simulate"):
     run([command, "--help"])
 run(["up", "--port", "x"])
 """
@@ -34,14 +34,14 @@ def test_nothing_heavy_is_loaded_for_help():
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert run([]) == 0
     bare = capsys.readouterr().out
-    for command in ("up", "controller", "worker", "generate", "models", "workers", "simulate", "version"):
+    for command in ("up", "controller", "worker", "generate", "models", "workers", "explain", "simulate", "version"):
         assert f" {command} " in bare
     assert run(["--help"]) == 0
     assert capsys.readouterr().out.split() == bare.split()
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "controller", "worker", "generate", "models", "workers", "simulate", "version"]
+    "command", ["up", "controller", "worker", "generate", "models", "workers", "explain", "simulate", "version"]
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
     assert run([command, "--help"]) == 0
