@@ -141,6 +141,19 @@ def test_a_worker_of_speed_zero_gets_nothing_beside_others_not_even_when_they_ar
     assert dispatcher.waiting("m") == 1
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_no_strategy_gives_a_worker_of_speed_zero_anything(registration: Make, name: str):
+    dispatcher = Dispatcher(Registry(expiry=90), STRATEGIES[name], Random(7), strategy_name=name)
+    for port, speed in enumerate((0.0, 0.5, 0.0, 2.0), 1):
+        dispatcher.registry.register(registration(port, slots=10_000, speed=speed), now=0)
+    chosen = {assign(dispatcher, "m", demand=plain(10)).address for _ in range(2_000)}
+    assert chosen == {"127.0.0.1:2", "127.0.0.1:4"}
+    for port in (2, 4):
+        dispatcher.registry.deregister(f"127.0.0.1:{port}", f"life-of-{port}")
+    with pytest.raises(AllSpeedsZeroError):
+        assign(dispatcher, "m")
+
+
 def test_no_worker_is_promised_more_cache_than_it_has_but_an_idle_one_takes_anything(
     dispatcher: Dispatcher, registration: Make
 ):
