@@ -56,6 +56,8 @@ INTERVALS = {"silent": 0.0, "30 s": 30.0, "1 s": 1.0}
 """Seconds between two heartbeats of a worker; 0: none."""
 WAITING = 16
 """Requests that may wait once every slot is held."""
+CONTROLLER = ("--queue-length", str(WAITING), "--queue-wait", "600", "--heartbeat-expiry", "3600")
+"""Nobody is dropped while the fleet is silent on purpose."""
 
 
 class Picks:
@@ -135,7 +137,7 @@ class Bench:
                 self.picks[name].append(arms[name].round(options.picks))
         arms.clear()
         yield f"{options.workers} workers register"
-        self._controller = self._exit.enter_context(start_controller("--queue-length", str(WAITING)))
+        self._controller = self._exit.enter_context(start_controller(*CONTROLLER))
         self._fleet = Helper("control_load.py", "fleet", self._controller.address, *self._sizes())
         self._exit.callback(self._fleet.close)
         self._fleet.hear()

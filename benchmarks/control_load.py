@@ -24,6 +24,7 @@ from llava_grpc.config import PROTOCOL_VERSION
 from llava_grpc.core.stream import Delta, Finished, FinishReason, ModelCard, Queued, Started, Usage
 from llava_grpc.rpc.channels import open_channel
 from llava_grpc.rpc.convert import card_to_pb, event_from_pb, event_to_pb
+from llava_grpc.rpc.server import server_options
 from llava_grpc.rpc.status import from_rpc_error
 from llava_grpc.v1 import controller_pb2, controller_pb2_grpc, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llava_grpc.v1 import inference_pb2 as pb
@@ -47,7 +48,7 @@ class Worker:
 
     async def join(self) -> None:
         """Serve, register, and begin to send heartbeats."""
-        self._server = grpc.aio.server()
+        self._server = grpc.aio.server(options=server_options(2**20))
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         self._address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
