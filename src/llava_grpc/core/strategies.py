@@ -66,7 +66,7 @@ class Snapshot:
         column: Floats = self.figures[figure]
         return column
 
-    def of(self, indexes: list[int]) -> Snapshot:
+    def of(self, indexes: Rows | list[int]) -> Snapshot:
         """Of some of the candidates alone."""
         return Snapshot(self.rows.take(indexes), self.figures.take(indexes, axis=1))
 
@@ -97,8 +97,8 @@ PICTURE_TOKENS = 144.0
 
 def lottery(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
     """One worker by lot, with probability speed / sum of speeds."""
-    sums = np.cumsum(candidates.speed)
-    drawn = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+    sums = candidates.speed.cumsum()
+    drawn = int(sums.searchsorted(random.random() * sums[-1], side="right"))
     index = min(drawn, len(candidates) - 1)  # the product may round up to the whole sum
     return Pick(index, candidates.speed / sums[-1], "chance", most_is_best=True)
 
@@ -127,19 +127,18 @@ def cache_affinity(candidates: Snapshot, demand: Demand, random: Random) -> Pick
 
     Overloaded: more requests for its speed, with this one, than OVERLOAD times the mean over the candidates.
     """
-    held = candidates.held_tokens + PICTURE_TOKENS * candidates.held_pictures
-    holding = held.nonzero()[0]
+    holding = (candidates.held_tokens + candidates.held_pictures).nonzero()[0]
     if len(holding):
-        queue, speed = candidates.queue, candidates.speed
-        bound = OVERLOAD * (queue.sum() + 1.0) / speed.sum()
-        queue, speed = queue[holding], speed[holding]
+        bound = OVERLOAD * (candidates.queue.sum() + 1.0) / candidates.speed.sum()
+        few = candidates.of(holding)
         # A worker with nothing to do is never overloaded, however slow it is.
-        within = ((queue + 1.0) / speed <= bound) | (queue == 0)
-        if within.any():
-            usable, scores, loads = holding[within], held[holding[within]], (queue / speed)[within]
-            best = (scores == scores.max()).nonzero()[0]
-            index = int(usable[best[least(loads[best], random)]])
-            return Pick(index, scores, "tokens held, within the bound", usable, most_is_best=True)
+        within = (((few.queue + 1.0) / few.speed <= bound) | (few.queue == 0)).nonzero()[0]
+        if len(within):
+            usable, few = holding[within], few.of(within)
+            held = few.held_tokens + PICTURE_TOKENS * few.held_pictures
+            best = (held == held.max()).nonzero()[0]
+            index = int(usable[best[least(few.queue[best] / few.speed[best], random)]])
+            return Pick(index, held, "tokens held, within the bound", usable, most_is_best=True)
     return shortest_queue(candidates, demand, random)
 
 
