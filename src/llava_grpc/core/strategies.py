@@ -131,8 +131,9 @@ def cache_affinity(candidates: Snapshot, demand: Demand, random: Random) -> Pick
     if len(holding):
         bound = OVERLOAD * (candidates.queue.sum() + 1.0) / candidates.speed.sum()
         few = candidates.of(holding)
+        queue, speed = few.queue, few.speed
         # A worker with nothing to do is never overloaded, however slow it is.
-        within = (((few.queue + 1.0) / few.speed <= bound) | (few.queue == 0)).nonzero()[0]
+        within = ((queue == 0) | ((queue + 1.0) / speed <= bound)).nonzero()[0]
         if len(within):
             usable, few = holding[within], few.of(within)
             held = few.held_tokens + PICTURE_TOKENS * few.held_pictures
