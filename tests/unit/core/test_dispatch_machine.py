@@ -13,7 +13,7 @@ from llava_grpc.core.prompt import Priority
 from llava_grpc.core.registry import Registration, Registry, Worker
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.strategies import STRATEGIES
-from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.stream import Fingerprint, ModelCard
 from llava_grpc.errors import LlavaGrpcError
 
 EXPIRY = 90.0
@@ -65,7 +65,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(port=PORTS, life=LIVES)
     def transport_breaks(self, port: int, life: int) -> None:
-        self.registry.call_failed(f"h:{port}", f"{port}-{life}")
+        self.registry.call_failed(f"h:{port}", f"{port}-{life}", self.now)
 
     @rule(seconds=st.floats(0.0, 60.0))
     def time_passes(self, seconds: float) -> None:
@@ -108,8 +108,7 @@ class Fleet(RuleBasedStateMachine):
     def one_gives_up(self, data: st.DataObject) -> None:
         if self.waiting:
             key = data.draw(st.sampled_from(sorted(self.waiting)))
-            self.dispatcher.forget("m", key)
-            del self.waiting[key]
+            self.dispatcher.forget("m", self.waiting.pop(key))
             self.over.append(key)
             self.place()
 
@@ -122,6 +121,24 @@ class Fleet(RuleBasedStateMachine):
     def one_ends(self, data: st.DataObject, twice: bool) -> None:
         if self.running:
             self.end(data.draw(st.sampled_from(sorted(self.running))), twice=twice)
+
+    @rule(data=st.data())
+    def one_goes_on_elsewhere(self, data: st.DataObject) -> None:
+        if self.running:
+            key = data.draw(st.sampled_from(sorted(self.running)))
+            self.dispatcher.release(self.running.pop(key), self.now)
+            before = self.free()
+            entry = Entry(key=key, arrived=self.now, begun=Fingerprint())
+            try:
+                assignment = self.dispatcher.admit("m", entry, self.now)
+            except LlavaGrpcError:
+                self.over.append(key)
+                return
+            if assignment is None:
+                self.waiting[key] = entry
+            else:
+                self.takes(key, assignment, before)
+            self.place()
 
     def end(self, key: str, *, twice: bool = False) -> None:
         assignment = self.running.pop(key)
@@ -163,7 +180,8 @@ class Fleet(RuleBasedStateMachine):
     def every_request_is_in_one_place(self) -> None:
         keys = [*self.waiting, *self.running, *self.over]
         assert sorted(keys, key=int) == [str(number) for number in range(1, self.asked + 1)]
-        assert self.dispatcher.waiting("m") == len(self.waiting) <= 3
+        assert self.dispatcher.waiting("m") == len(self.waiting)
+        assert sum(entry.begun is None for entry in self.waiting.values()) <= 3
 
     @invariant()
     def no_slot_leaks(self) -> None:
@@ -178,8 +196,7 @@ class Fleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for key in list(self.waiting):
-            self.dispatcher.forget("m", key)
-            del self.waiting[key]
+            self.dispatcher.forget("m", self.waiting.pop(key))
             self.over.append(key)
         while self.running:
             self.end(next(iter(self.running)))
