@@ -66,10 +66,13 @@ async def test_a_hundred_at_once_on_four_idle_equals_are_split_evenly_and_counte
         workers = [await stack.enter_async_context(fake_worker(hold)) for _ in range(4)]
         for worker in workers:
             await stubs.control.Register(worker.registration(slots=30))
-        timeout = 5.0 if end == "deadline" else SECONDS
+        timeout = 2.0 if end == "deadline" else SECONDS
         calls = [stubs.inference.Generate(ask(f"{number}"), timeout=timeout) for number in range(100)]
-        await asyncio.wait_for(asyncio.gather(*map(first_token, calls)), SECONDS)
-        assert all(24 <= worker.calls <= 26 for worker in workers), [worker.calls for worker in workers]
+        if end == "deadline":  # which may come before all have a worker: how they are split the others see
+            await until(lambda: any(worker.calls for worker in workers))
+        else:
+            await asyncio.wait_for(asyncio.gather(*map(first_token, calls)), SECONDS)
+            assert all(24 <= worker.calls <= 26 for worker in workers), [worker.calls for worker in workers]
         go.set()
         if end == "cancelled":
             for call in calls:
