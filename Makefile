@@ -72,6 +72,10 @@ bench-engine: install ## Tokens/s of the engine against model.generate
 bench-proxy: install ## What the controller costs a token, against the worker directly
 	$(BIN)/python benchmarks/bench_proxy.py $(ARGS)
 
+.PHONY: bench-control
+bench-control: install ## What choosing a worker, heartbeats and ten thousand requests at once cost (about 6 minutes)
+	$(BIN)/python benchmarks/bench_control.py $(ARGS)
+
 .PHONY: fit-service
 fit-service: install ## Fit the simulator's model of a worker to the real engine (a quiet machine, please)
 	$(BIN)/python benchmarks/fit_service.py $(ARGS)

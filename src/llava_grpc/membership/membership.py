@@ -160,6 +160,8 @@ class Membership:
                 slots=registration.slots,
                 check_heartbeat=registration.check_heartbeat,
                 version=registration.version,
+                kv_tokens=registration.kv_tokens,
+                cached_pictures=registration.cached_pictures,
                 controllers=registration.controllers,
             )
             try:

@@ -40,6 +40,7 @@ def _entry(job: Job) -> Entry:
     return Entry(
         key=job.key,
         tenant=request.tenant,
+        priority=request.priority,
         demand=demand_of(request),
         deadline=request.deadline,
         arrived=request.at,
@@ -175,6 +176,8 @@ class LateBinding:
             cards=(ModelCard(MODEL),),
             speed=spec.speed,
             slots=spec.slots,
+            kv_tokens=spec.room.tokens,
+            cached_pictures=spec.room.pictures,
         )
         self._registry.register(registration, self._clock.now)
         return _Life(registration, self._kind(self._clock, spec, self._done))

@@ -101,6 +101,8 @@ class WorkerNode:
                 slots=engine.slots,
                 check_heartbeat=settings.check_heartbeat,
                 version=__version__,
+                kv_tokens=engine.kv_tokens,
+                cached_pictures=engine.cached_pictures,
             )
         )
 

@@ -71,7 +71,10 @@ def test_of_many_candidates_the_best_and_the_chosen_are_kept(registration: Make,
         [decision] = record.decisions
         assert decision.candidates == 100
         considered = decision.considered
-        assert len(considered) == (2 if name == "power_of_two" else SHOWN)
+        if name == "cache_affinity":  # only those that hold something were weighed, where anybody does
+            assert 1 <= len(considered) <= SHOWN
+        else:
+            assert len(considered) == (2 if name == "power_of_two" else SHOWN)
         assert decision.address in {one.address for one in considered}
         if name != "lottery":
             assert considered[0].score == next(one.score for one in considered if one.address == decision.address)
