@@ -45,9 +45,10 @@ from helper import Helper, cpu_seconds, percentile
 from llava_grpc.core.admission import Entry
 from llava_grpc.core.demand import Demand, Piece
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import STRATEGIES
 from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.worker import Registration
 from tests.support.processes import start_controller
 
 MODEL = "m"

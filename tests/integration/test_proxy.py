@@ -105,7 +105,10 @@ async def test_a_suspect_that_is_well_is_asked_and_back_at_once_and_is_waited_fo
 
 
 async def test_workers_that_decline_are_no_attempts():
-    async with Cluster(workers=1, max_attempts=1) as cluster, connected(cluster.address) as controller:
+    async with (
+        Cluster(workers=1, max_attempts=1, strategy="lottery") as cluster,
+        connected(cluster.address) as controller,
+    ):
         async with fake_worker(declines) as a, fake_worker(declines) as b, fake_worker(declines) as c:
             for busy in (a, b, c):
                 await controller.control.Register(busy.registration())

@@ -14,8 +14,8 @@ from llava_grpc.controller.draining import drain_worker
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.heartbeats import HeartbeatStreams
 from llava_grpc.controller.records import record_to_pb
-from llava_grpc.core.registry import Registration, Worker
 from llava_grpc.core.states import WorkerState
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.errors import AddressTakenError, ControllerLoopError, ProtocolVersionError, WorkerUnreachableError
 from llava_grpc.rpc.convert import card_from_pb, duration_to_pb
 from llava_grpc.rpc.joining import check_join_token

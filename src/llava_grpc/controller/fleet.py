@@ -15,11 +15,12 @@ import grpc.aio
 from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.retry_budget import RetryBudget
 from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.plugins import load_strategy
 from llava_grpc.rpc.identity import new_incarnation
 from llava_grpc.rpc.world import World

@@ -23,9 +23,10 @@ from llava_grpc.core.admission import RETRY_WHEN_FULL, AdmissionQueue, Entry, Qu
 from llava_grpc.core.columns import Rows
 from llava_grpc.core.history import Decision, History
 from llava_grpc.core.pace import ReleasePace, ServicePace
-from llava_grpc.core.registry import Registry, Worker
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import Snapshot, Strategy
 from llava_grpc.core.stream import Fingerprint, Queued
+from llava_grpc.core.worker import Worker
 from llava_grpc.errors import (
     AllSlotsTakenError,
     AllSpeedsZeroError,

@@ -12,9 +12,10 @@ from random import Random
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import Demand, plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import Strategy
 from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import LlavaGrpcError
 from llava_grpc.sim.engine import Clock
 from llava_grpc.sim.service import Server, ServerKind, Spec

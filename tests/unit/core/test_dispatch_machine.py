@@ -10,10 +10,11 @@ from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import Demand, Piece
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.prompt import Priority
-from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.strategies import STRATEGIES
 from llava_grpc.core.stream import Fingerprint, ModelCard
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.errors import LlavaGrpcError
 
 EXPIRY = 90.0

@@ -11,9 +11,10 @@ import pytest
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import NOTHING, Demand, Piece, plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.strategies import STRATEGIES, shortest_queue
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import (
     AllSlotsTakenError,
     AllSpeedsZeroError,

@@ -9,8 +9,9 @@ from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import Demand, Piece
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.history import SHOWN, History
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import STRATEGIES
+from llava_grpc.core.worker import Registration
 
 Make = Callable[..., Registration]
 
