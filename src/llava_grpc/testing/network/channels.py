@@ -55,7 +55,9 @@ class Channel(grpc.aio.Channel):
 
     def ended(self, call: Call) -> None:
         """The call is over."""
-        self._open.pop(call, None)
+        if call in self._open:
+            del self._open[call]
+            self.network.calling[self.process, call.method] -= 1
         if not self._open:
             self._wake()
 
@@ -125,6 +127,7 @@ class Channel(grpc.aio.Channel):
         if self._state is _State.SHUTDOWN:
             raise grpc.aio.UsageError("Channel is closed.")
         self._open[call] = None
+        self.network.calling[self.process, call.method] += 1
         if self._connection is not None:
             call.begin(self._connection)
         elif self._state is _State.TRANSIENT_FAILURE:

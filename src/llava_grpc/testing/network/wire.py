@@ -12,6 +12,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -158,6 +159,8 @@ class Wire:
         self.listening: dict[str, Server] = {}
         self.servers: dict[Process, Server] = {}
         self.connections: dict[Connection, None] = {}
+        self.calling: Counter[tuple[Process, str]] = Counter()
+        """Open calls, by who makes them and method."""
         self.dark: set[str] = set()
         """Machines without power."""
         self.duplicating = 0.0
