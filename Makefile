@@ -39,6 +39,10 @@ test: install ## Pass the tests (under 10 minutes on 2 cores)
 prove: install ## Run the longer proofs
 	$(BIN)/python -m pytest -m prove $(ARGS)
 
+.PHONY: sim-soak
+sim-soak: install ## Many clusters in virtual time: ARGS="--histories 100000 --seed 1"; one, told: ARGS="--seed 7 --verbose"
+	$(BIN)/python -m llava_grpc.testing.histories.soak $(ARGS)
+
 .PHONY: lint
 lint: install ## Lint and check types, contract and generated code
 	$(BIN)/ruff check .

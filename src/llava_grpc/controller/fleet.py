@@ -57,7 +57,7 @@ class Fleet:
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
     _probing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
-    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+    _closing: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
     @classmethod
     def from_settings(cls, settings: ControllerSettings, world: World) -> Fleet:
@@ -249,5 +249,5 @@ class Fleet:
         channel = self._channels.pop(worker.incarnation, None)
         if channel is not None:
             task = asyncio.create_task(channel.close(grace=STREAMS_MAY_RUN_ON))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = None
+            task.add_done_callback(self._closing.pop)
