@@ -62,19 +62,21 @@ def a_resume_skips_a_token(patch: pytest.MonkeyPatch) -> None:
 
 @_caught_by(Invariant.ONE_LOG)
 def a_resume_draws_another_seed(patch: pytest.MonkeyPatch) -> None:
-    attempt = Relay.attempt
+    next_attempt = Relay.next_attempt
 
-    def reseeded(self: Relay, number: int) -> bytes:
-        other = pb.GenerateRequest(sampling=pb.SamplingParams(seed=number)) if number else pb.GenerateRequest()
-        return attempt(self, number) + other.SerializeToString()
+    def reseeded(self: Relay) -> bytes:
+        first = not self.sent
+        request = next_attempt(self)
+        other = pb.GenerateRequest(sampling=pb.SamplingParams(seed=self.sent))
+        return request if first else request + other.SerializeToString()
 
-    patch.setattr(Relay, "attempt", reseeded)
+    patch.setattr(Relay, "next_attempt", reseeded)
 
 
 @_caught_by(Invariant.ONE_LOG)
 def a_retry_after_the_first_token_forgets_the_log(patch: pytest.MonkeyPatch) -> None:
     """The answer begins again from its beginning."""
-    patch.setattr(Relay, "attempt", lambda self, number: self._request)
+    patch.setattr(Relay, "next_attempt", lambda self: self._request)
     patch.setattr(Relay, "_check", lambda self, delta: None)
 
 
