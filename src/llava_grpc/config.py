@@ -16,6 +16,8 @@ PROTOCOL_VERSION = 1
 DEFAULT_CONTROLLER_PORT = 21001
 DEFAULT_WORKER_PORT = 21002
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+DEFAULT_STRATEGY = "expected_first_token"
+"""The simulator's choice; the evidence is in docs/dispatch.md."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -134,7 +136,7 @@ class ControllerSettings:
     """What a controller is told."""
 
     server: ServerSettings
-    strategy: str = "shortest_queue"
+    strategy: str = DEFAULT_STRATEGY
     """Dispatch strategy: one of core.strategies.STRATEGIES, an installed one, or `module:Class`."""
     heartbeat_interval: float = 30.0
     """Handed to workers when they register."""

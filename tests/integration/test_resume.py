@@ -104,7 +104,9 @@ async def test_a_clients_own_log_and_the_controllers_are_one():
         request = ask("hello", max_new_tokens=24, seed=5)
         request.emitted_token_ids.extend(whole.token_ids[:6])
         request.begun.CopyFrom(ECHO)
+        request.attempt = 3
         rest = await answer_to(stubs.inference, request)
+        assert rest.started.attempt == 3, "by whom it was begun here"
         assert rest.token_ids == whole.token_ids[6:]
         assert rest.finished.usage == whole.finished.usage
 

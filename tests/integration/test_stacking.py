@@ -12,8 +12,8 @@ import pytest
 from llava_grpc import errors
 from llava_grpc.client import AsyncClient
 from llava_grpc.controller.app import ControllerNode
-from llava_grpc.core.registry import Registration
 from llava_grpc.core.states import WorkerState
+from llava_grpc.core.worker import Registration
 from llava_grpc.rpc.status import from_rpc_error
 from llava_grpc.v1 import controller_pb2, inference_pb2, worker_pb2
 from tests.support.fake_worker import FakeWorker, dies_at_once, fake_worker

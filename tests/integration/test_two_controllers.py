@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from llava_grpc.core.registry import Registration
 from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.worker import Registration
 from llava_grpc.membership.membership import BACKOFF_FIRST, BACKOFF_MOST, Membership
 from llava_grpc.rpc.channels import open_channel
 from llava_grpc.v1 import controller_pb2

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_grpc.cli.options import FLEET, NETWORK, ControllerAddress, JoinToken, Json, address_of
+from llava_grpc.cli.options import FLEET, NETWORK, ControllerAddress, JoinToken, Json, address_of, addresses_of
 from llava_grpc.cli.output import console, error_console, print_json
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def drain(
     worker = address_of(worker)
 
     async def watched(line: _Line) -> DrainProgress:
-        async with AsyncClient(worker if direct else address_of(controller)) as client:
+        async with AsyncClient(worker if direct else addresses_of(controller)) as client:
             return await client.drain(
                 "" if direct else worker,
                 grace=grace,

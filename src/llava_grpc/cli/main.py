@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from llava_grpc import __version__
-from llava_grpc.cli import ask, drain, fleet, nodes, simulate
+from llava_grpc.cli import ask, drain, explain, fleet, nodes, simulate
 from llava_grpc.cli.output import say_error, say_failure
 from llava_grpc.config import SettingsError
 from llava_grpc.errors import LlavaGrpcError
@@ -35,6 +35,7 @@ app.command("drain", rich_help_panel=_SERVE)(drain.drain)
 app.command("generate", rich_help_panel=_ASK)(ask.generate)
 app.command("models", rich_help_panel=_ASK)(fleet.models)
 app.command("workers", rich_help_panel=_ASK)(fleet.workers)
+app.command("explain", rich_help_panel=_MEASURE)(explain.explain)
 app.command("simulate", rich_help_panel=_MEASURE)(simulate.simulate)
 
 

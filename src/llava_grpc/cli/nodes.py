@@ -11,6 +11,7 @@ from llava_grpc.cli import options
 from llava_grpc.cli.options import ENGINE, FLEET, MODEL, NETWORK, OUTPUT, STACK, address_of, engine_options, mebibytes
 from llava_grpc.config import (
     DEFAULT_CONTROLLER_PORT,
+    DEFAULT_STRATEGY,
     DEFAULT_WORKER_PORT,
     ControllerSettings,
     EngineSettings,
@@ -22,7 +23,7 @@ from llava_grpc.config import (
 def controller(
     host: options.Host = "127.0.0.1",
     port: options.Port = DEFAULT_CONTROLLER_PORT,
-    strategy: options.Strategy = "shortest_queue",
+    strategy: options.Strategy = DEFAULT_STRATEGY,
     heartbeat_interval: Annotated[
         float,
         typer.Option(
@@ -363,7 +364,7 @@ def up(
     threads: options.Threads = 0,
     slots: options.Slots = 0,
     engine_option: options.EngineOptions = [],  # noqa: B006
-    strategy: options.Strategy = "shortest_queue",
+    strategy: options.Strategy = DEFAULT_STRATEGY,
     max_message_mb: options.MaxMessageMb = 64,
     check: Annotated[
         bool,

@@ -81,8 +81,8 @@ Strategy = Annotated[
         "--dispatch-method",
         envvar="LLAVA_GRPC_STRATEGY",
         metavar="NAME",
-        help="How a worker is chosen: shortest_queue, lottery, power_of_two, cache_affinity, expected_first_token, an "
-        "installed one, or your own as module:Class.",
+        help="How a worker is chosen: expected_first_token, cache_affinity, shortest_queue, power_of_two, lottery, an "
+        "installed one, or your own as module:Class. See docs/dispatch.md.",
         rich_help_panel=FLEET,
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -17,6 +18,7 @@ from llava_grpc.client.failover import ATTEMPTS
 from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
+from llava_grpc.client.records import RecordView
 from llava_grpc.client.route import Route
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES, SettingsError, check_grace
@@ -116,6 +118,18 @@ class AsyncClient:
         return await calls.drain(
             self._route.channel(self.address), self.address, worker, grace, join_token, on_progress
         )
+
+    async def explain(
+        self, request_id: str = "", *, limit: int | None = 20, timeout: float | None = None
+    ) -> list[RecordView]:
+        """What became of a request and why, as the controller remembers it; without an id of the latest requests.
+
+        A client may use an id twice, so there may be several. At most the latest `limit`, None for all that are kept
+        (some thousands); the oldest first; empty where nothing is known of it, any more or at all.
+        """
+        if limit is not None and limit < 1:
+            return []
+        return await self._answer(partial(calls.explain, request_id=request_id, limit=limit or 0), timeout)
 
     def generate(
         self,

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from llava_grpc.client.fleet import ServedModel, WorkerView, state_named
+from llava_grpc.client.records import DecisionView, PieceView, RecordView
+from llava_grpc.core.history import Considered
 from llava_grpc.core.states import DrainProgress
 from llava_grpc.errors import RequestCancelledError, WorkerLostError
-from llava_grpc.rpc.convert import card_from_pb, duration_from_pb, duration_to_pb
+from llava_grpc.rpc.convert import card_from_pb, duration_from_pb, duration_to_pb, priority_from_pb
 from llava_grpc.rpc.joining import join_metadata
 from llava_grpc.rpc.status import explain_rpc_error
-from llava_grpc.v1 import controller_pb2, inference_pb2, worker_pb2
+from llava_grpc.v1 import controller_pb2, explain_pb2, inference_pb2, worker_pb2
 from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
 from llava_grpc.v1.inference_pb2_grpc import InferenceServiceStub
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
@@ -70,6 +72,19 @@ async def drain(
     return last
 
 
+async def explain(
+    channel: grpc.aio.Channel, address: str, timeout: float | None, *, request_id: str, limit: int
+) -> list[RecordView]:
+    """Explain, the oldest first; `limit` 0: all."""
+    request = explain_pb2.ExplainRequest(request_id=request_id, limit=limit)
+    call = ControllerServiceStub(channel).Explain(request, timeout=timeout)
+
+    async def read() -> list[RecordView]:
+        return [_record(answer.record) async for answer in call]
+
+    return await _answered(read(), address)
+
+
 async def _answered(call: Awaitable[_T], address: str) -> _T:
     try:
         return await call
@@ -102,6 +117,53 @@ def _worker(info: controller_pb2.WorkerInfo) -> WorkerView:
         registered_at=info.registered_at.ToDatetime(tzinfo=UTC),
         check_heartbeat=info.check_heartbeat,
         version=info.version,
+        kv_tokens=info.kv_tokens,
+        cached_pictures=info.cached_pictures,
+    )
+
+
+def _record(message: explain_pb2.RequestRecord) -> RecordView:
+    has = message.HasField
+    return RecordView(
+        request_id=message.request_id,
+        model=message.model,
+        tenant=message.tenant,
+        priority=priority_from_pb(message.priority),
+        arrived_at=message.arrived_at.ToDatetime(tzinfo=UTC),
+        deadline=duration_from_pb(message.deadline) if has("deadline") else None,
+        pieces=tuple(PieceView(piece.key.hex(), piece.tokens) for piece in message.pieces),
+        pictures=tuple(picture.hex() for picture in message.pictures),
+        most_answer_tokens=message.most_answer_tokens,
+        ahead=message.ahead if has("ahead") else None,
+        decisions=tuple(_decision(decision) for decision in message.decisions),
+        first_token=duration_from_pb(message.first_token) if has("first_token") else None,
+        ended=duration_from_pb(message.ended) if has("ended") else None,
+        outcome=message.outcome,
+        prompt_tokens=message.prompt_tokens,
+        answer_tokens=message.answer_tokens,
+    )
+
+
+def _decision(message: explain_pb2.Decision) -> DecisionView:
+    return DecisionView(
+        after=duration_from_pb(message.after),
+        strategy=message.strategy,
+        candidates=message.candidates,
+        address=message.address,
+        unit=message.unit,
+        considered=tuple(
+            Considered(
+                address=one.address,
+                score=one.score,
+                speed=one.speed,
+                queue=one.queue,
+                room=one.room,
+                unread=one.unread_tokens,
+                held_tokens=one.held_tokens,
+                held_pictures=one.held_pictures,
+            )
+            for one in message.considered
+        ),
     )
 
 

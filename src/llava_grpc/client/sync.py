@@ -13,6 +13,7 @@ from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.loop_thread import LoopThread
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request, split
+from llava_grpc.client.records import RecordView
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES
 from llava_grpc.core.prompt import GenerationRequest
@@ -67,6 +68,12 @@ class Client:
         return self._thread.call(
             self._client.drain, worker, grace=grace, join_token=join_token, on_progress=on_progress
         )
+
+    def explain(
+        self, request_id: str = "", *, limit: int | None = 20, timeout: float | None = None
+    ) -> list[RecordView]:
+        """What became of a request and why; see `AsyncClient.explain`."""
+        return self._thread.call(self._client.explain, request_id, limit=limit, timeout=timeout)
 
     def generate(
         self,

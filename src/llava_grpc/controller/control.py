@@ -1,4 +1,4 @@
-"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers, Drain."""
+"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers, Drain, Explain."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from llava_grpc.config import PROTOCOL_VERSION
 from llava_grpc.controller.draining import drain_worker
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.heartbeats import HeartbeatStreams
-from llava_grpc.core.registry import Registration, Worker
+from llava_grpc.controller.records import record_to_pb
 from llava_grpc.core.states import WorkerState
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.errors import AddressTakenError, ControllerLoopError, ProtocolVersionError, WorkerUnreachableError
 from llava_grpc.rpc.convert import card_from_pb, duration_to_pb
 from llava_grpc.rpc.joining import check_join_token
 from llava_grpc.rpc.status import typed_errors
 from llava_grpc.v1 import controller_pb2 as pb
-from llava_grpc.v1 import worker_pb2
+from llava_grpc.v1 import explain_pb2, worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class ControlServicer:
             check_heartbeat=request.check_heartbeat if request.HasField("check_heartbeat") else True,
             version=request.version,
             controllers=tuple(request.controllers),
+            kv_tokens=request.kv_tokens,
+            cached_pictures=request.cached_pictures,
         )
         await self._call_back(registration)
         replaced = self._fleet.admit(registration)
@@ -128,6 +131,14 @@ class ControlServicer:
         self._check_join_token(context)
         await drain_worker(self._fleet, request, context)
 
+    @typed_errors
+    async def Explain(self, request: explain_pb2.ExplainRequest, context: _Context) -> None:  # noqa: N802
+        history = self._fleet.dispatcher.history
+        records = history.find(request.request_id) if request.request_id else list(history)
+        epoch = time.time() - self._fleet.clock()
+        for record in records[-request.limit :]:  # 0: all
+            await context.write(explain_pb2.ExplainResponse(record=record_to_pb(record, epoch)))
+
     def _check_join_token(self, context: _Context) -> None:
         check_join_token(context, self._fleet.settings.join_token)
 
@@ -162,6 +173,8 @@ def _worker_to_pb(worker: Worker, now: float, wall: float) -> pb.WorkerInfo:
         heartbeat_age=duration_to_pb(now - worker.last_sign),
         check_heartbeat=registration.check_heartbeat,
         version=registration.version,
+        kv_tokens=registration.kv_tokens,
+        cached_pictures=registration.cached_pictures,
     )
     info.registered_at.FromNanoseconds(round((wall - (now - worker.registered_at)) * 1e9))
     return info

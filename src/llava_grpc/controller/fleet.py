@@ -15,11 +15,12 @@ import grpc.aio
 from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.retry_budget import RetryBudget
 from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.plugins import load_strategy
 from llava_grpc.rpc.identity import new_incarnation
 from llava_grpc.rpc.world import World
@@ -56,7 +57,7 @@ class Fleet:
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
     _probing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
-    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+    _closing: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
     @classmethod
     def from_settings(cls, settings: ControllerSettings, world: World) -> Fleet:
@@ -250,5 +251,5 @@ class Fleet:
         channel = self._channels.pop(worker.incarnation, None)
         if channel is not None:
             task = asyncio.create_task(channel.close(grace=STREAMS_MAY_RUN_ON))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = None
+            task.add_done_callback(self._closing.pop)

@@ -31,7 +31,7 @@ class HeartbeatStreams:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._open: set[_Context] = set()
+        self._open: dict[_Context, None] = {}  # in order, so that a stop is the same each time
         self._latest: dict[str, _Context] = {}
         self._closed = False
 
@@ -44,11 +44,11 @@ class HeartbeatStreams:
         """
         if self._closed:
             raise _stopping()
-        self._open.add(context)
+        self._open[context] = None
         try:
             await self._listen(context)
         finally:
-            self._open.discard(context)
+            self._open.pop(context, None)
 
     async def close(self) -> None:
         """End all streams, and take no more."""

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.proxy import Proxy
+from llava_grpc.controller.relay import Relay
 from llava_grpc.controller.watchdog import Watchdog
 from llava_grpc.core.admission import Entry
 from llava_grpc.core.demand import Demand
@@ -85,9 +86,15 @@ class InferenceServicer:
         _log.info("generate model=%s bytes=%d", model, len(request))
         message.model = model
         demand = demand_of(message) if len(request) < LARGE else await asyncio.to_thread(demand_of, message)
-        emitted = len(message.emitted_token_ids)
         entry = self._entry(message, request_id, demand, context)
-        await self._proxy.answer(context, model, request + addition.SerializeToString(), entry, emitted)
+        relay = Relay(
+            context,
+            request + addition.SerializeToString(),
+            earlier=message.attempt,
+            base=len(message.emitted_token_ids),
+            begun_under=entry.begun,
+        )
+        await self._proxy.answer(context, relay, model, entry)
 
     def _entry(self, message: pb.GenerateRequest, request_id: str, demand: Demand, context: _Context) -> Entry:
         """The request as the queue sees it. Its key is our own: clients may use a request id twice."""

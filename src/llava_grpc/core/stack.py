@@ -6,8 +6,9 @@ among them, so that one which finds itself named can refuse (requests would go r
 
 from __future__ import annotations
 
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import WorkerState
+from llava_grpc.core.worker import Registration
 
 
 def those_alive(registry: Registry) -> list[Registration]:

@@ -27,7 +27,7 @@ import grpc
 import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
-from llava_grpc.core.registry import Registration
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import LlavaGrpcError, MembershipError, ProtocolVersionError, RegistrationInvalidError
 from llava_grpc.membership.heartbeats import HeartbeatStream
 from llava_grpc.rpc.convert import card_to_pb, duration_from_pb
@@ -160,6 +160,8 @@ class Membership:
                 slots=registration.slots,
                 check_heartbeat=registration.check_heartbeat,
                 version=registration.version,
+                kv_tokens=registration.kv_tokens,
+                cached_pictures=registration.cached_pictures,
                 controllers=registration.controllers,
             )
             try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import grpc.aio
 
-from llava_grpc.core.registry import Registration
+from llava_grpc.core.worker import Registration
 from llava_grpc.membership.membership import Membership
 from llava_grpc.rpc.world import World
 from llava_grpc.v1 import controller_pb2 as pb

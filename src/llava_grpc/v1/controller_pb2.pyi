@@ -72,6 +72,8 @@ class RegisterRequest(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CHECK_HEARTBEAT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PICTURES_FIELD_NUMBER: _builtins.int
     CONTROLLERS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port at which controller and clients reach the worker."""
@@ -87,6 +89,12 @@ class RegisterRequest(_message.Message):
     """Whether to drop it when its heartbeats stop. Default true; false for workers that send none."""
     version: _builtins.str
     """The worker's release, for people."""
+    kv_tokens: _builtins.int
+    """Tokens that its cache of keys and values has room for, over all requests. Not set or 0: unknown, and only slots
+    bound what it is given.
+    """
+    cached_pictures: _builtins.int
+    """Pictures whose features it keeps. Not set or 0: unknown."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Model]:
         """What it serves. At least one."""
@@ -108,15 +116,26 @@ class RegisterRequest(_message.Message):
         slots: _builtins.int = ...,
         check_heartbeat: _builtins.bool | None = ...,
         version: _builtins.str = ...,
+        kv_tokens: _builtins.int | None = ...,
+        cached_pictures: _builtins.int | None = ...,
         controllers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "check_heartbeat", b"check_heartbeat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_pictures", b"_cached_pictures", "_check_heartbeat", b"_check_heartbeat", "_kv_tokens", b"_kv_tokens", "cached_pictures", b"cached_pictures", "check_heartbeat", b"check_heartbeat", "kv_tokens", b"kv_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "address", b"address", "check_heartbeat", b"check_heartbeat", "controllers", b"controllers", "incarnation", b"incarnation", "models", b"models", "protocol_version", b"protocol_version", "slots", b"slots", "speed", b"speed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_pictures", b"_cached_pictures", "_check_heartbeat", b"_check_heartbeat", "_kv_tokens", b"_kv_tokens", "address", b"address", "cached_pictures", b"cached_pictures", "check_heartbeat", b"check_heartbeat", "controllers", b"controllers", "incarnation", b"incarnation", "kv_tokens", b"kv_tokens", "models", b"models", "protocol_version", b"protocol_version", "slots", b"slots", "speed", b"speed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_pictures: _TypeAlias = _typing.Literal["cached_pictures"]  # noqa: Y015
+    _WhichOneofArgType__cached_pictures: _TypeAlias = _typing.Literal["_cached_pictures", b"_cached_pictures"]  # noqa: Y015
     _WhichOneofReturnType__check_heartbeat: _TypeAlias = _typing.Literal["check_heartbeat"]  # noqa: Y015
     _WhichOneofArgType__check_heartbeat: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType__kv_tokens: _TypeAlias = _typing.Literal["kv_tokens"]  # noqa: Y015
+    _WhichOneofArgType__kv_tokens: _TypeAlias = _typing.Literal["_kv_tokens", b"_kv_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_pictures) -> _WhichOneofReturnType__cached_pictures | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__check_heartbeat) -> _WhichOneofReturnType__check_heartbeat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_tokens) -> _WhichOneofReturnType__kv_tokens | None: ...
 
 Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
 
@@ -477,6 +496,8 @@ class WorkerInfo(_message.Message):
     REGISTERED_AT_FIELD_NUMBER: _builtins.int
     CHECK_HEARTBEAT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PICTURES_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port."""
     incarnation: _builtins.str
@@ -493,6 +514,10 @@ class WorkerInfo(_message.Message):
     """False: exempt from the reaper."""
     version: _builtins.str
     """Its release."""
+    kv_tokens: _builtins.int
+    """As registered; 0 where unknown."""
+    cached_pictures: _builtins.int
+    """As registered; 0 where unknown."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the models that it serves."""
@@ -524,10 +549,12 @@ class WorkerInfo(_message.Message):
         registered_at: _timestamp_pb2.Timestamp | None = ...,
         check_heartbeat: _builtins.bool = ...,
         version: _builtins.str = ...,
+        kv_tokens: _builtins.int = ...,
+        cached_pictures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_age", b"heartbeat_age", "registered_at", b"registered_at", "reported_load", b"reported_load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "check_heartbeat", b"check_heartbeat", "heartbeat_age", b"heartbeat_age", "in_flight", b"in_flight", "incarnation", b"incarnation", "models", b"models", "registered_at", b"registered_at", "reported_load", b"reported_load", "slots", b"slots", "speed", b"speed", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cached_pictures", b"cached_pictures", "check_heartbeat", b"check_heartbeat", "heartbeat_age", b"heartbeat_age", "in_flight", b"in_flight", "incarnation", b"incarnation", "kv_tokens", b"kv_tokens", "models", b"models", "registered_at", b"registered_at", "reported_load", b"reported_load", "slots", b"slots", "speed", b"speed", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from llava_grpc.v1 import controller_pb2 as llava__grpc_dot_v1_dot_controller__pb2
+from llava_grpc.v1 import explain_pb2 as llava__grpc_dot_v1_dot_explain__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -66,6 +67,11 @@ class ControllerServiceStub(object):
                 '/llava_grpc.v1.ControllerService/Drain',
                 request_serializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainRequest.SerializeToString,
                 response_deserializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_stream(
+                '/llava_grpc.v1.ControllerService/Explain',
+                request_serializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
                 _registered_method=True)
 
 
@@ -147,6 +153,18 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+        how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+        under way.
+
+        Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+        nothing is known of a request, any more or at all: then no message comes).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +197,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainRequest.FromString,
                     response_serializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainRequest.FromString,
+                    response_serializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -346,6 +369,33 @@ class ControllerService(object):
             '/llava_grpc.v1.ControllerService/Drain',
             llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainRequest.SerializeToString,
             llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llava_grpc.v1.ControllerService/Explain',
+            llava__grpc_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+            llava__grpc_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Membership: how workers make themselves known, and who is there."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from llava_grpc.v1 import controller_pb2 as _controller_pb2
+from llava_grpc.v1 import explain_pb2 as _explain_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -84,6 +85,14 @@ class ControllerServiceStub:
     NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
     UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
     """
+    Explain: _grpc.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]
+    """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+    how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+    under way.
+
+    Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+    nothing is known of a request, any more or at all: then no message comes).
+    """
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -140,6 +149,14 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     Caller: an operator. Idempotent: yes (who asks again joins; the earlier end of the grace time counts). Statuses:
     NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
     UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
+    """
+    Explain: _aio.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]  # type: ignore[assignment]
+    """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+    how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+    under way.
+
+    Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+    nothing is known of a request, any more or at all: then no message comes).
     """
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -230,6 +247,20 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         Caller: an operator. Idempotent: yes (who asks again joins; the earlier end of the grace time counts). Statuses:
         NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
         UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _explain_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explain_pb2.ExplainResponse], _abc.AsyncIterator[_explain_pb2.ExplainResponse]]:
+        """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+        how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+        under way.
+
+        Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+        nothing is known of a request, any more or at all: then no message comes).
         """
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from llava_grpc import __version__
 from llava_grpc.config import EngineSettings, WorkerSettings
-from llava_grpc.core.registry import Registration
+from llava_grpc.core.worker import Registration
 from llava_grpc.engines.base import Engine, Progress, load_engine
 from llava_grpc.membership.drain import LAST_WORDS, Drain
 from llava_grpc.membership.memberships import Memberships
@@ -101,6 +101,8 @@ class WorkerNode:
                 slots=engine.slots,
                 check_heartbeat=settings.check_heartbeat,
                 version=__version__,
+                kv_tokens=engine.kv_tokens,
+                cached_pictures=engine.cached_pictures,
             )
         )
 

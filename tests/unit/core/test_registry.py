@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Fingerprint, ModelCard
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import RegistrationInvalidError
 
 Make = Callable[..., Registration]

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.stack import as_one_worker
 from llava_grpc.core.stream import Fingerprint, ModelCard
+from llava_grpc.core.worker import Registration
 
 Make = Callable[..., Registration]
 
