@@ -142,7 +142,7 @@ async def test_one_that_is_silent_but_answers_is_left_alone():
             await call.read()
         watchdog = cluster.controller._inference.watchdog
         [patient] = watchdog._patients.values()
-        await until(lambda: patient.tokens is not None and patient.question is None)
+        await until(lambda: patient.tokens is not None and not watchdog._questions)
         [worker] = [one for one in cluster.controller.registry.workers() if one.address == failing.address]
         assert worker.state.value == "alive"
         assert not call.done()

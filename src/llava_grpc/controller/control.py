@@ -75,7 +75,7 @@ class ControlServicer:
             kv_tokens=request.kv_tokens,
             cached_pictures=request.cached_pictures,
         )
-        await self._call_back(registration)
+        await self._make_sure(registration)
         replaced = self._fleet.admit(registration)
         _log.info(
             "worker %s registered: models=%s speed=%g slots=%d%s",
@@ -141,6 +141,16 @@ class ControlServicer:
 
     def _check_join_token(self, context: _Context) -> None:
         check_join_token(context, self._fleet.settings.join_token)
+
+    async def _make_sure(self, registration: Registration) -> None:
+        """Raise unless that very life of a worker is the one that answers at its address now: where another one has
+        registered there since it was asked, its answer is an old one, and the question is put again."""
+        present = self._fleet.registry.at(registration.address)
+        while True:
+            await self._call_back(registration)
+            before, present = present, self._fleet.registry.at(registration.address)
+            if present is None or present is before or present.incarnation == registration.incarnation:
+                return
 
     async def _call_back(self, registration: Registration) -> None:
         """Raise unless that very life of a worker answers at the address that it advertises."""

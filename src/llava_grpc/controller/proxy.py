@@ -144,7 +144,8 @@ class Proxy:
     async def _another(self, asked: _Request, why: LlavaGrpcError) -> Assignment:
         """A worker for one more attempt: one that was not tried yet, when one of those has room.
 
-        Where all are well but decline (others keep them busy), they are asked again, for as long as a request may wait.
+        Where all who seem to have room decline (others keep them busy), they are asked again, for as long as a request
+        may wait.
         An answer that has begun also waits, as long, for a worker that can go on with it to come back.
 
         Raises:
@@ -161,11 +162,11 @@ class Proxy:
                 fleet.dispatcher.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
                 return assignment
         except LlavaGrpcError:
-            if asked.declined:
-                await self._pause_for_those_who_declined(asked)
-            elif entry.begun is None:
+            if not asked.declined and entry.begun is None:
                 raise why from None
             asked.lost.clear()  # whoever is well again may be asked again
+        if asked.declined:  # to us they seem to have room: they would be asked again at once, and again
+            await self._pause_for_those_who_declined(asked)
         return await fleet.acquire(asked.model, entry, _tell_nobody if relay.begun else asked.tell)
 
     async def _pause_for_those_who_declined(self, asked: _Request) -> None:

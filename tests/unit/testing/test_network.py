@@ -289,6 +289,44 @@ def test_a_short_partition_loses_nothing():
     assert frames == [b"A", b"B", b"C", b"D", True]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_keep_their_order_however_a_slow_way_is_cut_and_mended(seed: int):
+    stage, frames = Stage(seed), []
+    network, way = stage.network, stage.network.way("s", "c")
+    way.slower = 300.0
+
+    async def client() -> None:
+        for cut in range(10):
+            stage.loop.call_later(0.1 + 0.2 * cut, network.cut, "s", "c")
+            stage.loop.call_later(0.2 + 0.2 * cut, network.mend, "s", "c")
+        channel = network.open_channel("s:1")
+        frames.extend([frame async for frame in channel.unary_stream("/test.Test/Count")(b"30")])
+
+    stage.play(client)
+    assert frames == [str(number).encode() for number in range(30)]
+
+
+def test_a_channel_that_closes_still_connects_for_the_calls_that_wait():
+    stage, ends = Stage(), []
+
+    async def client() -> None:
+        channel = stage.network.open_channel("s:1")
+        stage.server_process.freeze()
+        stage.loop.call_later(2.0, stage.server_process.thaw)
+        answer = asyncio.ensure_future(channel.unary_unary("/test.Test/Echo")(b"waits"))
+        await asyncio.sleep(1.0)
+        closing = asyncio.ensure_future(channel.close(grace=60.0))
+        await asyncio.sleep(0.1)
+        with pytest.raises(grpc.aio.UsageError):
+            channel.unary_unary("/test.Test/Echo")(b"too late")
+        ends.append(await answer)
+        await closing
+        ends.append(channel.get_state())
+
+    stage.play(client)
+    assert ends == [b"waits", grpc.ChannelConnectivity.SHUTDOWN]
+
+
 def test_a_stalled_event_loop_answers_pings_but_nothing_else():
     stage, ends = Stage(), []
 

@@ -41,6 +41,7 @@ class Channel(grpc.aio.Channel):
         self._connection: Connection | None = None
         self._waiting: list[Call] = []
         self._open: dict[Call, None] = {}
+        self._closing = False
         self._try = 0
         self._backoff = BACKOFF_FIRST
 
@@ -124,7 +125,7 @@ class Channel(grpc.aio.Channel):
                 future.set_result(None)
 
     def _begin(self, call: Call) -> None:
-        if self._state is _State.SHUTDOWN:
+        if self._closing:
             raise grpc.aio.UsageError("Channel is closed.")
         self._open[call] = None
         self.network.calling[self.process, call.method] += 1
@@ -163,7 +164,7 @@ class Channel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """No new calls; those that are open get `grace` seconds to end."""
-        self._turn(_State.SHUTDOWN)
+        self._closing = True
         try:
             if grace and self._open:
                 async with asyncio.timeout(grace):
@@ -174,6 +175,7 @@ class Channel(grpc.aio.Channel):
         finally:
             for call in list(self._open):
                 call.cancel()
+            self._turn(_State.SHUTDOWN)
             if self._connection is not None:
                 self._connection.close_client("the channel was closed")
 

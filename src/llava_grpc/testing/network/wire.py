@@ -37,16 +37,18 @@ RESETS_WITHIN = 1.0
 
 @dataclass(slots=True, eq=False)
 class Pipe:
-    """One direction of a call: when its last piece arrives."""
+    """One direction of a call: how many pieces were sent and delivered, and those that came before their turn."""
 
-    last: float = 0.0
+    sent: int = 0
+    delivered: int = 0
+    early: dict[int, Piece] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Piece:
-    """Something on its way."""
+    """Something on its way; `number` is its place in its pipe."""
 
-    order: int
+    number: int
     pipe: Pipe
     receiver: Process
     deliver: Callable[..., None]
@@ -172,7 +174,6 @@ class Wire:
         """The number of the last silence that was over for a connection."""
         self._ways: dict[tuple[str, str], Way] = {}
         self._hosts: dict[str, str] = {}
-        self._order = 0
 
     def process(self, name: str, host: str) -> Process:
         """A new process on a machine."""
@@ -193,24 +194,28 @@ class Wire:
         """Have `deliver(*arguments)` run in the receiver, when it has come there."""
         if not sender.alive or sender.host in self.dark:
             return
-        self._order += 1
+        pipe.sent += 1
         way = self.way(sender.host, receiver.host)
-        self._launch(way, Piece(self._order, pipe, receiver, deliver, arguments))
+        self._launch(way, Piece(pipe.sent, pipe, receiver, deliver, arguments))
 
     def _launch(self, way: Way, piece: Piece) -> None:
         if way.cut:
             way.waiting.append(piece)
             return
         delay = (FASTEST + self.random.expovariate(1 / SPREAD)) * way.slower
-        piece.pipe.last = arrives = max(piece.pipe.last, self.loop.time() + delay)
-        self.loop.call_at(arrives, self._arrive, way, piece, context=piece.receiver.context)
+        self.loop.call_later(delay, self._arrive, way, piece, context=piece.receiver.context)
 
     def _arrive(self, way: Way, piece: Piece) -> None:
         if way.cut:
             way.waiting.append(piece)
-        elif piece.receiver.alive:
-            self.pieces += 1
-            piece.deliver(*piece.arguments)
+            return
+        pipe = piece.pipe
+        pipe.early[piece.number] = piece
+        while (turn := pipe.early.pop(pipe.delivered + 1, None)) is not None:
+            pipe.delivered += 1
+            if turn.receiver.alive:
+                self.pieces += 1
+                turn.deliver(*turn.arguments)
 
     # ---------------------------------------------------------------------------------------------- what befalls it
 
@@ -224,7 +229,7 @@ class Wire:
         way = self.way(source, target)
         way.cut -= 1
         if not way.cut:
-            waiting, way.waiting = sorted(way.waiting, key=lambda piece: piece.order), []
+            waiting, way.waiting = way.waiting, []
             for piece in waiting:
                 self._launch(way, piece)
         self.silence_ended()
@@ -291,8 +296,7 @@ class Wire:
 
     def _launch_from(self, dead: Process, receiver: Process, deliver: Callable[..., None], *arguments: Any) -> None:
         """What a dead process's machine sends on its behalf."""
-        self._order += 1
-        self._launch(self.way(dead.host, receiver.host), Piece(self._order, Pipe(), receiver, deliver, arguments))
+        self._launch(self.way(dead.host, receiver.host), Piece(1, Pipe(), receiver, deliver, arguments))
 
     # ---------------------------------------------------------------------------------------------------- addresses
 
