@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_grpc.cli.options import NETWORK, ControllerAddress, Json, MaxMessageMb, address_of, mebibytes
+from llava_grpc.cli.options import NETWORK, ControllerAddress, Json, MaxMessageMb, addresses_of, mebibytes
 from llava_grpc.cli.output import error_console, plain, print_json, write_text
 from llava_grpc.cli.sampling import (
     FrequencyPenalty,
@@ -80,7 +80,8 @@ def generate(
 ) -> int:
     """Ask a model; its answer is streamed to the terminal.
 
-    With --json, one object a line: queued (while every worker is busy), started, deltas, finished; or error.
+    With --json, one object a line: queued (while every worker is busy), started, deltas, finished; or error. Resumed
+    says that another server went on with the answer.
     """
     import asyncio
 
@@ -93,9 +94,8 @@ def generate(
         from llava_grpc.client import AsyncClient
 
         began = time.monotonic()
-        address = address_of(controller)
         async with (
-            AsyncClient(address, max_message_bytes=mebibytes(max_message_mb)) as client,
+            AsyncClient(addresses_of(controller), max_message_bytes=mebibytes(max_message_mb)) as client,
             client.generate(
                 text,
                 image,
@@ -121,8 +121,7 @@ def generate(
             ) as stream,
         ):
             if as_json:
-                async for event in stream.events():
-                    print_json(event_object(event))
+                await show_json(stream)
             else:
                 await show(stream, began, error_console())
 
@@ -134,6 +133,16 @@ def generate(
         print_json(error_object(error))
         return 1
     return 0
+
+
+async def show_json(stream: AnswerStream) -> None:
+    """Write what comes to standard output, as JSON."""
+    resumed = 0
+    async for event in stream.events():
+        if stream.resumed > resumed:
+            resumed = stream.resumed
+            print_json({"event": "resumed", **plain(stream.answering)})
+        print_json(event_object(event))
 
 
 async def show(stream: AnswerStream, began: float, below: Console) -> Finished:
@@ -166,7 +175,7 @@ def where_it_stands(queued: Queued) -> str:
 
 def summary(stream: AnswerStream, finished: Finished, seconds: float, first_token: float | None) -> str:
     """One line: who answered, how much, how long."""
-    usage, started = finished.usage, stream.started
+    usage, started = finished.usage, stream.answering
     asked = f"{usage.prompt_tokens:,} tokens in"
     if usage.image_tokens:
         asked += f" ({usage.image_tokens:,} of pictures)"
@@ -177,6 +186,8 @@ def summary(stream: AnswerStream, finished: Finished, seconds: float, first_toke
         parts.append({"length": "cut at the longest answer allowed"}.get(finished.reason.value, finished.reason.value))
     if started is not None:
         parts.append(f"{started.model} at {started.worker_address}")
+    if resumed := stream.resumed + finished.resumes:
+        parts.append(f"resumed {'once' if resumed == 1 else f'{resumed} times'}")
     return " · ".join(parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llava_grpc.cli.options import ControllerAddress, Json, address_of
+from llava_grpc.cli.options import ControllerAddress, Json, addresses_of
 from llava_grpc.cli.output import console, plain, print_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def models(controller: ControllerAddress = _DEFAULT, as_json: Json = False) -> N
     from llava_grpc.client import AsyncClient
 
     async def fetch() -> list[ServedModel]:
-        async with AsyncClient(address_of(controller), timeout=TIMEOUT) as client:
+        async with AsyncClient(addresses_of(controller), timeout=TIMEOUT) as client:
             return await client.models()
 
     served = asyncio.run(fetch())
@@ -46,7 +46,7 @@ def workers(controller: ControllerAddress = _DEFAULT, as_json: Json = False) -> 
     from llava_grpc.client import AsyncClient
 
     async def fetch() -> list[WorkerView]:
-        async with AsyncClient(address_of(controller), timeout=TIMEOUT) as client:
+        async with AsyncClient(addresses_of(controller), timeout=TIMEOUT) as client:
             return await client.workers()
 
     known = asyncio.run(fetch())

@@ -16,8 +16,9 @@ ControllerAddress = Annotated[
     typer.Option(
         "--controller",
         envvar="LLAVA_GRPC_CONTROLLER",
-        metavar="HOST:PORT",
-        help="Whom to ask: a controller, or a single worker.",
+        metavar="HOST:PORT[,...]",
+        help="Whom to ask: a controller, or a single worker; or several, with commas: the next one is asked where one "
+        "fails.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -154,6 +155,11 @@ def mebibytes(count: int) -> int:
 def address_of(text: str) -> str:
     """HOST:PORT, also from the `http://HOST:PORT` that LLaVA's documentation writes."""
     return text.removeprefix("http://").rstrip("/")
+
+
+def addresses_of(text: str) -> tuple[str, ...]:
+    """The same of several, with commas between."""
+    return tuple(address_of(part.strip()) for part in text.split(","))
 
 
 def engine_options(pairs: list[str]) -> Mapping[str, str]:

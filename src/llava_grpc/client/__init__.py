@@ -7,7 +7,8 @@
 
 `AsyncClient` is the real one, `Client` its twin for code without asyncio: same names, same options, same errors
 (`llava_grpc.errors`). A conversation is turns, made by `system(...)`, `user(...)` and `assistant(...)`, or kept by
-`client.chat()`.
+`client.chat()`. With several addresses, `Client("one:21001,other:21001")`, a client goes to the next where one fails,
+also in mid-answer.
 """
 
 from llava_grpc.client.aio import AsyncClient

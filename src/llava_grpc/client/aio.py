@@ -2,71 +2,88 @@
 
 from __future__ import annotations
 
-import os
-import re
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from random import Random
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc.aio
 
 from llava_grpc.client import calls
+from llava_grpc.client.addresses import addresses_of
 from llava_grpc.client.chat import Chat
+from llava_grpc.client.failover import ATTEMPTS
 from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
+from llava_grpc.client.route import Route
 from llava_grpc.client.stream import AnswerStream
-from llava_grpc.config import DEFAULT_CONTROLLER_PORT, DEFAULT_MAX_MESSAGE_BYTES, SettingsError, is_address
+from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES, SettingsError
 from llava_grpc.core.prompt import GenerationRequest, Priority
-from llava_grpc.errors import MessageTooLargeError, SamplingInvalidError
+from llava_grpc.errors import LlavaGrpcError, RequestCancelledError
 from llava_grpc.rpc.channels import open_channel
-from llava_grpc.rpc.convert import request_to_pb
-from llava_grpc.v1.inference_pb2_grpc import InferenceServiceStub
+from llava_grpc.rpc.world import OpenChannel
 
-ADDRESS_VARIABLE = "LLAVA_GRPC_CONTROLLER"
-DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_CONTROLLER_PORT}"
+_T = TypeVar("_T")
+_Call = Callable[[grpc.aio.Channel, str, float | None], Awaitable[_T]]
 
 
 class AsyncClient:
-    """A client of a controller, or of a single worker. Use it as a context manager, or close it.
+    """A client of controllers, or of single workers. Use it as a context manager, or close it.
+
+    It asks the address that last worked, and the next one where that fails; a stream that breaks is resumed there, and
+    its reader sees one answer, once (docs/failures.md).
 
     Args:
-        address: HOST:PORT. None takes the environment variable LLAVA_GRPC_CONTROLLER, or else 127.0.0.1:21001.
+        address: HOST:PORT; or several of them, in a sequence or with commas between; or what else gRPC dials, such as
+            dns:///NAME:PORT for all the addresses that a name stands for. None takes the environment variable
+            LLAVA_GRPC_CONTROLLER, or else 127.0.0.1:21001.
         timeout: seconds that each call may take, where it does not say so itself. None: no limit.
+        attempts: failures in a row, without a new token, after which a call gives up. None: 3, or as many as there are
+            addresses if these are more.
         max_message_bytes: the largest message sent or taken; a request carries its pictures.
         open_channel: opens a channel to an address that takes messages of so many bytes.
         random: where chance comes from, for the pauses between attempts.
 
-    Every call raises the errors of `llava_grpc.errors`; nobody at the address is a ServerUnreachableError at once.
+    Every call raises the errors of `llava_grpc.errors`; nobody at the only address is a ServerUnreachableError at once.
     """
 
     def __init__(
         self,
-        address: str | None = None,
+        address: str | Iterable[str] | None = None,
         *,
         timeout: float | None = None,
+        attempts: int | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        open_channel: Callable[[str, int], grpc.aio.Channel] = open_channel,
+        open_channel: OpenChannel = open_channel,
         random: Random | None = None,
     ) -> None:
-        self.address = _checked(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+        self.addresses = addresses_of(address)
         self.timeout = timeout
-        self._max_message_bytes = max_message_bytes
-        self._open_channel = open_channel
-        self._random = random or Random()
-        self._channel: grpc.aio.Channel | None = None
+        if attempts is not None and attempts < 1:
+            raise SettingsError(f"{attempts} attempts are none: allow at least 1")
+        self._route = Route(
+            self.addresses,
+            attempts=attempts or max(ATTEMPTS, len(self.addresses)),
+            max_message_bytes=max_message_bytes,
+            open_channel=open_channel,
+            random=random or Random(),
+        )
         self._streams: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
-        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """The address that last worked: the next call goes there."""
+        return self.addresses[self._route.at]
 
     async def models(self, *, timeout: float | None = None) -> list[ServedModel]:
         """The models that can be asked for, in order of name."""
-        return await calls.list_models(self._open(), self.address, self._deadline(timeout))
+        return await self._answer(calls.list_models, timeout)
 
     async def workers(self, *, timeout: float | None = None) -> list[WorkerView]:
         """The workers that the controller knows, in order of address."""
-        return await calls.list_workers(self._open(), self.address, self._deadline(timeout))
+        return await self._answer(calls.list_workers, timeout)
 
     def generate(
         self,
@@ -147,18 +164,7 @@ class AsyncClient:
             MessageTooLargeError: the request is over this client's own limit.
             SamplingInvalidError: a number that the wire cannot carry.
         """
-        try:
-            message = request_to_pb(request)
-        except ValueError as error:
-            raise SamplingInvalidError(f"a number is out of range: {error}", remedy="Use 32-bit numbers") from error
-        size = message.ByteSize()
-        if size > self._max_message_bytes:
-            raise MessageTooLargeError(
-                f"the request has {size:,} bytes, over this client's limit of {self._max_message_bytes:,}",
-                metadata={"bytes": str(size), "limit": str(self._max_message_bytes)},
-            )
-        call = InferenceServiceStub(self._open()).Generate(message, timeout=self._deadline(timeout))
-        stream = AnswerStream(call, request.request_id, self.address, on_complete)
+        stream = AnswerStream(request, self._route.attempts(self._deadline(timeout)), on_complete)
         self._streams.add(stream)
         return stream
 
@@ -180,11 +186,9 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancel what runs and let go of the connection."""
-        self._closed = True
         for stream in list(self._streams):  # closing a channel leaves streams that nobody reads just now running
             stream.leave("the client was closed")
-        if self._channel is not None:
-            await self._channel.close()
+        await self._route.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,27 +198,19 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _open(self) -> grpc.aio.Channel:
-        """The channel; made when first needed, as it belongs to the event loop that runs then."""
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        if self._channel is None:
-            self._channel = self._open_channel(self.address, self._max_message_bytes)
-        return self._channel
+    async def _answer(self, call: _Call[_T], timeout: float | None) -> _T:
+        """What a call that may be sent any number of times is answered, at whichever address."""
+        attempts = self._route.attempts(self._deadline(timeout))
+        while True:
+            try:
+                answer = await call(attempts.channel, attempts.address, attempts.time_left)
+            except LlavaGrpcError as error:
+                await attempts.another(error, self._route.closed)
+                if self._route.closed.is_set():
+                    raise RequestCancelledError("the client was closed") from error
+            else:
+                attempts.answered()
+                return answer
 
     def _deadline(self, timeout: float | None) -> float | None:
         return self.timeout if timeout is None else timeout
-
-
-def _checked(address: str) -> str:
-    """An address that gRPC cannot take for another one (it dials a bare name at port 443)."""
-    if address.startswith(("http://", "https://")):
-        raise SettingsError(f"the address {address!r} is not HOST:PORT: leave out the {address.split(':')[0]}://")
-    if "/" not in address and not is_address(address):  # unix:/..., dns:///... are gRPC's to understand
-        hint = ""
-        if re.fullmatch(r"[^\s:/]+:?", address):
-            hint = f"; write {address.rstrip(':')}:{DEFAULT_CONTROLLER_PORT}"
-        elif address.count(":") > 1 and not address.startswith("["):
-            hint = f"; write [{address}]:{DEFAULT_CONTROLLER_PORT}"
-        raise SettingsError(f"the address {address!r} is not HOST:PORT with a port from 1 to 65535{hint}")
-    return address

@@ -24,19 +24,25 @@ class Client:
 
     def __init__(
         self,
-        address: str | None = None,
+        address: str | Iterable[str] | None = None,
         *,
         timeout: float | None = None,
+        attempts: int | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
-        self._client = AsyncClient(address, timeout=timeout, max_message_bytes=max_message_bytes)
-        self._thread = LoopThread(f"llava-grpc client of {self.address}")
+        self._client = AsyncClient(address, timeout=timeout, attempts=attempts, max_message_bytes=max_message_bytes)
+        self._thread = LoopThread(f"llava-grpc client of {', '.join(self.addresses)}")
         # Also at the interpreter's exit, while the thread still runs: gRPC objects do not like to outlive their loop.
         self._close = weakref.finalize(self, self._thread.stop, self._client.close)
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where calls may go."""
+        return self._client.addresses
+
+    @property
     def address(self) -> str:
-        """Where the calls go."""
+        """The address that last worked: the next call goes there."""
         return self._client.address
 
     def models(self, *, timeout: float | None = None) -> list[ServedModel]:
@@ -121,8 +127,23 @@ class Answer:
 
     @property
     def started(self) -> Started | None:
-        """Who answers, once the first frame is here."""
+        """Who answered first, once that is known."""
         return self._stream.started
+
+    @property
+    def answering(self) -> Started | None:
+        """Who answers now; another than `started` where an attempt failed."""
+        return self._stream.answering
+
+    @property
+    def attempts(self) -> int:
+        """How often the request was sent, 1 where nothing failed."""
+        return self._stream.attempts
+
+    @property
+    def resumed(self) -> int:
+        """How often this client had the answer go on after its first token."""
+        return self._stream.resumed
 
     @property
     def finished(self) -> Finished | None:

@@ -131,6 +131,8 @@ def explain_rpc_error(rpc_error: _RpcError, address: str) -> LlavaGrpcError:
     match rpc_error.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExceededError("the deadline passed before the answer was complete")
+        case _ if "RST_STREAM" in details:  # written by what carries the stream, a load balancer perhaps
+            return errors.ServerUnreachableError(f"the stream from {address} was cut ({details})")
         case grpc.StatusCode.CANCELLED:
             return errors.RequestCancelledError("the call was cancelled")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_grpc.cli.options import address_of, engine_options
+from llava_grpc.cli.options import address_of, addresses_of, engine_options
 from llava_grpc.cli.output import plain, write_text
 from llava_grpc.cli.sampling import logit_biases
 from llava_grpc.cli.thumbnail import thumbnail
@@ -61,6 +61,7 @@ def test_a_thumbnail_is_as_wide_as_asked(tmp_path: Path):
 
 def test_addresses_as_llavas_documentation_writes_them():
     assert address_of("http://localhost:10000/") == address_of("localhost:10000") == "localhost:10000"
+    assert addresses_of("http://here:1/, there:2") == ("here:1", "there:2")
 
 
 def test_engine_options_are_pairs():

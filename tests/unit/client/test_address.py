@@ -1,5 +1,7 @@
 """Where the client goes."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from llava_grpc.client import AsyncClient
@@ -12,6 +14,33 @@ def test_the_environment_names_the_controller_where_nobody_else_does(monkeypatch
     monkeypatch.setenv("LLAVA_GRPC_CONTROLLER", "there:1")
     assert AsyncClient().address == "there:1"
     assert AsyncClient("here:2").address == "here:2"
+    monkeypatch.setenv("LLAVA_GRPC_CONTROLLER", "there:1, there:2")
+    assert AsyncClient().addresses == ("there:1", "there:2")
+
+
+@pytest.mark.parametrize(
+    "several", ["a:1,b:2", " a:1 , b:2, ", ["a:1", "b:2"], ("a:1,b:2",), ["a:1", "b:2", "a:1"], iter(["a:1", "b:2"])]
+)
+def test_several_addresses_are_asked_in_their_order(several: str | Iterable[str]):
+    client = AsyncClient(several)
+    assert client.addresses == ("a:1", "b:2")
+    assert client.address == "a:1"
+
+
+@pytest.mark.parametrize("nothing", [(), ",", [""]])
+def test_no_address_is_an_error(nothing: str | Iterable[str]):
+    with pytest.raises(SettingsError, match="at least one"):
+        AsyncClient(nothing)
+
+
+def test_one_bad_address_among_good_ones_is_told():
+    with pytest.raises(SettingsError, match="'b'"):
+        AsyncClient("a:1,b,c:3")
+
+
+def test_no_attempt_at_all_is_refused():
+    with pytest.raises(SettingsError, match="attempts"):
+        AsyncClient("a:1", attempts=0)
 
 
 @pytest.mark.parametrize("address", ["host", "http://host:1", "https://host", "host:", "::1"])

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -9,9 +10,11 @@ import pytest
 
 from llava_grpc import errors
 from llava_grpc.client import AnswerStream, AsyncClient
+from llava_grpc.client.prompts import build_prompt, build_request
 from llava_grpc.core.stream import Delta
 from llava_grpc.v1 import inference_pb2 as pb
-from tests.support.fake_worker import dies_after_a_token, fake_worker
+from tests.support.chance import Hasty
+from tests.support.fake_worker import breaks_after_the_end, dies_at_once, ends_early, fake_worker
 
 STARTED = pb.GenerateResponse(started=pb.Started(request_id="r", model="m"))
 FINISHED = pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP))
@@ -58,13 +61,11 @@ async def test_all_events_can_be_had():
     [
         ((STARTED, delta(1, 1), delta(3, 3), FINISHED), "tokens 1 to 2 of the answer are missing"),
         ((STARTED, delta(1, 1), delta(1, 1), FINISHED), "tokens 0 to 1 of the answer came twice"),
-        ((STARTED, delta(1, 1)), "broke off"),
-        ((), "broke off"),
         ((delta(1, 1), FINISHED), "no start"),
         ((STARTED, STARTED, FINISHED), "started twice"),
         ((STARTED, FINISHED, delta(1, 1)), "after the end"),
     ],
-    ids=["gap", "double", "no end", "nothing", "no start", "two starts", "after the end"],
+    ids=["gap", "double", "no start", "two starts", "after the end"],
 )
 async def test_a_stream_that_breaks_the_law_fails(frames: tuple[pb.GenerateResponse, ...], words: str):
     async with answering(*frames) as ask:
@@ -76,11 +77,49 @@ async def test_a_stream_that_breaks_the_law_fails(frames: tuple[pb.GenerateRespo
 
 
 async def test_what_came_before_a_failure_is_kept():
-    async with fake_worker(dies_after_a_token) as worker, AsyncClient(worker.address) as client:
+    async def behaviour(request: pb.GenerateRequest, context: Any) -> None:
+        await context.write(STARTED)
+        if not request.emitted_token_ids:
+            await context.write(delta(1, 1))
+        await dies_at_once(request, context)
+
+    async with fake_worker(behaviour) as worker, AsyncClient(worker.address, random=Hasty()) as client:
         stream = client.generate("hi", timeout=10)
         with pytest.raises(errors.ServerUnreachableError):
             await stream.text()
-        assert (stream.text_so_far, stream.finished) == ("one", None)
+        assert (stream.text_so_far, stream.token_ids, stream.finished) == ("1 ", (1,), None)
+        assert worker.calls == stream.attempts == 4, "one that delivered a token, and three in a row without any"
+
+
+async def test_an_answer_that_breaks_off_without_its_end_is_an_error_of_the_worker():
+    async with fake_worker(ends_early) as worker, AsyncClient(worker.address) as client:
+        with pytest.raises(errors.WorkerLostError, match="broke off"):
+            await client.ask("hi", timeout=10)
+
+
+async def test_an_answer_is_complete_though_the_transport_breaks_after_it():
+    async with fake_worker(breaks_after_the_end) as worker, AsyncClient(worker.address) as client:
+        assert await client.ask("hi", timeout=10) == "one"
+        assert worker.calls == 1
+
+
+async def test_a_request_with_a_token_log_goes_on_after_it():
+    sent: list[pb.GenerateRequest] = []
+
+    async def behaviour(request: pb.GenerateRequest, context: Any) -> None:
+        sent.append(request)
+        await context.write(STARTED)
+        if len(sent) == 1:
+            await context.write(delta(3, 3))
+            await dies_at_once(request, context)
+        await context.write(FINISHED)
+
+    request = build_request(build_prompt("hi", (), None, None), request_id="mine")
+    request = replace(request, emitted_token_ids=(1, 2), attempt=5)
+    async with fake_worker(behaviour) as worker, AsyncClient(worker.address, random=Hasty()) as client:
+        assert await client.send(request, timeout=10).text() == "3 "
+    assert [list(one.emitted_token_ids) for one in sent] == [[1, 2], [1, 2, 3]]
+    assert [(one.request_id, one.attempt) for one in sent] == [("mine", 5), ("mine", 6)]
 
 
 async def test_a_cancel_by_the_server_is_an_error_and_not_a_cancelled_task():
