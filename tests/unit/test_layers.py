@@ -17,6 +17,7 @@ FLOORS = [
     {"rpc"},
     {"worker", "controller"},
     {"client"},
+    {"gateway"},
     {"testing"},
     {"cli"},
     {"__main__", "__init__"},

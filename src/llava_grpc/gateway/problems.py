@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from llava_grpc.core.sampling import Sampling
 from llava_grpc.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -18,6 +19,7 @@ from llava_grpc.errors import (
     NotFoundError,
     OverloadedError,
     RequestCancelledError,
+    SamplingInvalidError,
     UnavailableError,
 )
 
@@ -66,7 +68,7 @@ class ApiError(Exception):
             str(error),
             kind=kind,
             code=_CODES.get(error.reason, error.reason),
-            param=_PARAMETERS.get(error.reason),
+            param=_PARAMETERS.get(error.reason) or _option(error),
             reason=error.reason,
             retry_after=error.retry_after,
         )
@@ -108,6 +110,12 @@ def _status_and_kind(error: LlavaGrpcError) -> tuple[int, str]:
             return CLIENT_CLOSED_REQUEST, "server_error"
         case _:
             return 500, "server_error"
+
+
+def _option(error: LlavaGrpcError) -> str | None:
+    """The sampling option at fault: its errors begin with its name."""
+    name = error.cause.split(" ")[0]
+    return name if isinstance(error, SamplingInvalidError) and name in Sampling.__slots__ else None
 
 
 def _dotted(path: Sequence[str | int]) -> str:
