@@ -39,6 +39,10 @@ test: install ## Pass the tests (under 10 minutes on 2 cores)
 prove: install ## Run the longer proofs
 	$(BIN)/python -m pytest -m prove $(ARGS)
 
+.PHONY: sim-soak
+sim-soak: install ## Many clusters in virtual time: ARGS="--histories 100000 --seed 1"; one, told: ARGS="--seed 7 --verbose"
+	$(BIN)/python -m llava_grpc.testing.histories.soak $(ARGS)
+
 .PHONY: lint
 lint: install ## Lint and check types, contract and generated code
 	$(BIN)/ruff check .
@@ -72,9 +76,17 @@ bench-engine: install ## Tokens/s of the engine against model.generate
 bench-proxy: install ## What the controller costs a token, against the worker directly
 	$(BIN)/python benchmarks/bench_proxy.py $(ARGS)
 
+.PHONY: bench-control
+bench-control: install ## What choosing a worker, heartbeats and ten thousand requests at once cost (about 6 minutes)
+	$(BIN)/python benchmarks/bench_control.py $(ARGS)
+
 .PHONY: fit-service
 fit-service: install ## Fit the simulator's model of a worker to the real engine (a quiet machine, please)
 	$(BIN)/python benchmarks/fit_service.py $(ARGS)
+
+.PHONY: chaos
+chaos: install ## Kill, freeze, cut off and restart real processes under load (about 10 minutes; all drills as root)
+	$(BIN)/python -m drills $(ARGS)
 
 .PHONY: wheel
 wheel: install ## Build dist/*.whl

@@ -26,9 +26,7 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +41,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from helper import Helper, cpu_seconds, percentile
 from proxy_load import ONE_TOKEN
 
 from tests.support.processes import NodeProcess, start_controller, start_worker
@@ -53,43 +52,6 @@ STEP_MS = 5
 ARMS = ("direct", "proxied")
 WINDOW_TOKENS = 32
 """Length of the answers whose first token is timed."""
-
-
-class Helper:
-    """A process of proxy_load.py, spoken to in lines."""
-
-    def __init__(self, *arguments: str) -> None:
-        script = Path(__file__).with_name("proxy_load.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def hear(self) -> str:
-        """Its next line."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("a process of the benchmark died; what it said is above")
-        return line.strip()
-
-    def ask(self, **command: object) -> Any:
-        """Send a command, wait for its result."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self.hear())
-
-    def close(self) -> None:
-        """Let it end."""
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait(15)
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of another process and all its threads, in nanosecond steps (clock_getcpuclockid(3))."""
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 def arrivals(seed: int, rate: float, seconds: float) -> list[float]:
@@ -130,10 +92,10 @@ class Bench:
         started = {kind: [future.result() for future in futures] for kind, futures in starting.items()}
         self._workers = [worker for those in started.values() for worker in those]
         self._direct = {kind: [worker.address for worker in those] for kind, those in started.items()}
-        one_token = Helper("one-token", self._controller.address)
+        one_token = Helper("proxy_load.py", "one-token", self._controller.address)
         self._exit.callback(one_token.close)
         self._direct[ONE_TOKEN] = [one_token.hear()]
-        self._load = Helper("load")
+        self._load = Helper("proxy_load.py", "load")
         self._exit.callback(self._load.close)
 
     def _start_worker(self, *flags: str) -> NodeProcess:
@@ -199,12 +161,6 @@ class Bench:
 def turned(number: int) -> tuple[str, ...]:
     """The arms, whose order changes from round to round."""
     return ARMS if number % 2 else ARMS[::-1]
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of the values lie."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def added(windows: list[dict[str, list[float]]], share: float) -> float:

@@ -17,6 +17,8 @@ DEFAULT_CONTROLLER_PORT = 21001
 DEFAULT_WORKER_PORT = 21002
 DEFAULT_GATEWAY_PORT = 8000
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+DEFAULT_STRATEGY = "expected_first_token"
+"""The simulator's choice; the evidence is in docs/dispatch.md."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -27,6 +29,15 @@ class SettingsError(ValueError):
 def _demand(condition: bool, message: str) -> None:
     if not condition:
         raise SettingsError(message)
+
+
+def check_grace(seconds: float) -> None:
+    """Pass a grace time.
+
+    Raises:
+        SettingsError: it is negative, or without an end.
+    """
+    _demand(math.isfinite(seconds) and seconds >= 0, f"grace is {seconds:g} s; it must be finite and not negative")
 
 
 _ADDRESS = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})$")
@@ -113,7 +124,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         _demand(0 <= self.port <= 65535, f"port {self.port} does not exist; use 0 to 65535")
         _demand(self.max_message_bytes >= 1024, "messages need at least 1 KiB")
-        _demand(self.grace >= 0, "grace cannot be negative")
+        check_grace(self.grace)
 
     @property
     def on_loopback(self) -> bool:
@@ -126,7 +137,7 @@ class ControllerSettings:
     """What a controller is told."""
 
     server: ServerSettings
-    strategy: str = "shortest_queue"
+    strategy: str = DEFAULT_STRATEGY
     """Dispatch strategy: one of core.strategies.STRATEGIES, an installed one, or `module:Class`."""
     heartbeat_interval: float = 30.0
     """Handed to workers when they register."""
@@ -143,6 +154,12 @@ class ControllerSettings:
     """Requests that may wait for one model while every slot is taken. 0: none; they are refused at once."""
     queue_wait: float = 60.0
     """Seconds that a request may wait."""
+    parents: tuple[str, ...] = ()
+    """Addresses of controllers that this one serves as a worker."""
+    parent_join_token: str = ""
+    """Shown to the parents."""
+    address: str = ""
+    """Address to advertise to the parents. Empty: the one it listens on."""
 
     def __post_init__(self) -> None:
         _demand(self.heartbeat_interval > 0, "the heartbeat interval must be above 0")
@@ -152,6 +169,11 @@ class ControllerSettings:
         )
         _demand(self.max_attempts >= 1, "at least one attempt is needed")
         _demand_token(self.join_token)
+        _demand_token(self.parent_join_token)
+        for parent in self.parents:
+            _demand_address(parent, "the parent's address")
+        if self.address:
+            _demand_address(self.address, "the advertised address")
         _demand(self.queue_length >= 0, "the queue's length cannot be negative")
         _demand(self.queue_wait > 0, "the longest wait must be above 0")
         _demand(self.resume_memory_bytes >= 0, "the memory for resumes cannot be negative")

@@ -16,6 +16,7 @@
     │   └── RegistrationInvalidError   speed, slots, models or address of a worker make no sense
     ├── NotFoundError
     │   ├── ModelNotFoundError         nobody serves a model of that name
+    │   ├── WorkerNotFoundError        no worker of that address is on the register
     │   └── ImageNotFoundError         a picture by digest that is not held
     ├── OverloadedError                try again in a while
     │   ├── AllSlotsTakenError         every slot that could serve the request is taken
@@ -32,6 +33,7 @@
     │   ├── JoinRefusedError           join token missing or wrong
     │   ├── WorkerUnreachableError     nobody answers at the address that the worker advertises
     │   ├── AddressTakenError          another worker answers there
+    │   ├── ControllerLoopError        the controller stands behind itself
     │   └── ProtocolVersionError       the contract's version is not spoken here
     ├── DeadlineExceededError          the client's deadline passed
     ├── RequestCancelledError          the call was cancelled
@@ -188,6 +190,13 @@ class ModelNotFoundError(NotFoundError):
     default_remedy = "`llava-grpc models` lists what is served"
 
 
+class WorkerNotFoundError(NotFoundError):
+    """No worker of that address is on the register: it never was, or it has left."""
+
+    reason = "WORKER_NOT_FOUND"
+    default_remedy = "`llava-grpc workers` lists those that are there"
+
+
 class ImageNotFoundError(NotFoundError):
     """A picture by digest that the worker does not hold."""
 
@@ -298,6 +307,13 @@ class AddressTakenError(MembershipError):
 
     reason = "ADDRESS_TAKEN"
     default_remedy = "Give each worker an address of its own (--worker-address)"
+
+
+class ControllerLoopError(MembershipError):
+    """The controller that registers has this one behind it, or is it: requests would go round in circles."""
+
+    reason = "CONTROLLER_LOOP"
+    default_remedy = "Give each controller only such a --parent as does not itself, by whatever way, register with it"
 
 
 class ProtocolVersionError(MembershipError):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llava_grpc.core.strategies import STRATEGIES
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -30,6 +32,29 @@ def test_bench_proxy_in_its_quick_form() -> None:
     assert isinstance(result["added_ttft_ms_p50"], float)
     assert isinstance(result["added_ttft_ms_p99"], float)
     assert result["rounds"] == 1
+    assert result["machine"]["cores"] >= 1
+    assert result["date"]
+
+
+def test_bench_control_in_its_quick_form() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "bench_control.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    for key in ("pick_us_p50", "pick_us_p99"):
+        assert set(result[key]) == set(STRATEGIES)
+        assert all(value > 0 for value in result[key].values())
+    assert 0 <= result["heartbeat_core_share"] < 1
+    assert 0 < result["heartbeat_core_share_1s"] < 1
+    scale = result["scale"]
+    assert (scale["live"], scale["live_of_a_worker"]) == (40, [2, 2])
+    assert scale["ends"] == {"ok": 56}, "those held and those that waited"
+    assert 0 < scale["refused_ms_p50"] <= scale["refused_ms_p99"]
     assert result["machine"]["cores"] >= 1
     assert result["date"]
 

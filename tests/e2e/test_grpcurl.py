@@ -118,16 +118,16 @@ def test_health_of_an_unknown_service_is_not_found(fleet: ProcessFleet) -> None:
 
 
 def test_reflection_lists_what_is_served(fleet: ProcessFleet) -> None:
-    common = {INFERENCE, HEALTH, CHANNELZ, "grpc.reflection.v1alpha.ServerReflection"}
+    common = {INFERENCE, WORKER, HEALTH, CHANNELZ, "grpc.reflection.v1alpha.ServerReflection"}
     assert set(grpcurl(fleet.controller.address, "list").stdout.split()) == common | {CONTROLLER}
-    assert set(grpcurl(fleet.worker.address, "list").stdout.split()) == common | {WORKER}
+    assert set(grpcurl(fleet.worker.address, "list").stdout.split()) == common
 
 
 def test_reflection_lists_methods(fleet: ProcessFleet) -> None:
     listed = grpcurl(fleet.controller.address, "list", CONTROLLER).stdout.split()
-    assert {f"{CONTROLLER}.{method}" for method in ("Register", "Heartbeat", "Deregister", "ListWorkers")} <= set(
-        listed
-    )
+    assert {
+        f"{CONTROLLER}.{method}" for method in ("Register", "Heartbeat", "Deregister", "ListWorkers", "Drain")
+    } <= set(listed)
 
 
 def test_reflection_describes_every_service_and_its_messages(fleet: ProcessFleet) -> None:

@@ -13,9 +13,9 @@ from llava_grpc import errors
 from llava_grpc.config import ControllerSettings, ServerSettings
 from llava_grpc.controller.app import ControllerNode
 from llava_grpc.controller.control import ControlServicer
-from llava_grpc.core.registry import Registration, Worker
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.rpc.status import from_rpc_error
 from llava_grpc.testing.cluster import Cluster
 from llava_grpc.v1 import controller_pb2 as pb

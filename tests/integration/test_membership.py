@@ -14,9 +14,9 @@ from llava_grpc.config import ControllerSettings, EngineSettings, ServerSettings
 from llava_grpc.controller.app import ControllerNode
 from llava_grpc.rpc.status import from_rpc_error
 from llava_grpc.testing.cluster import Cluster
-from llava_grpc.v1 import controller_pb2
+from llava_grpc.v1 import controller_pb2, worker_pb2
 from llava_grpc.worker.app import WorkerNode
-from tests.support.fake_worker import dies_at_once, fake_worker
+from tests.support.fake_worker import FakeWorker, dies_at_once, fake_worker
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import until
 from tests.support.wire import answer_to, ask, connected
@@ -63,6 +63,31 @@ async def test_what_answers_at_the_address_must_be_a_worker():
         assert isinstance(await refusal(controller.control.Register(request)), errors.AddressTakenError)
 
 
+async def test_an_answer_to_the_call_back_that_comes_after_a_newer_life_registered_is_an_old_one():
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class TwoLives(FakeWorker):
+        """Another process takes the address over while the first one's answer is under way."""
+
+        async def GetStatus(self, request: Any, context: Any) -> worker_pb2.GetStatusResponse:  # noqa: N802
+            mine = self.incarnation
+            if mine == "first":
+                asked.set()
+                await go_on.wait()
+            return worker_pb2.GetStatusResponse(incarnation=mine)
+
+    async with Cluster(workers=0) as cluster, connected(cluster.address) as controller:
+        async with fake_worker(TwoLives(dies_at_once)) as worker:
+            worker.incarnation = "first"
+            first = asyncio.ensure_future(refusal(controller.control.Register(worker.registration())))
+            await asyncio.wait_for(asked.wait(), 10)
+            worker.incarnation = "second"
+            await controller.control.Register(worker.registration())
+            go_on.set()
+            assert isinstance(await first, errors.AddressTakenError)
+            assert [known.incarnation for known in cluster.controller.registry.workers()] == ["second"]
+
+
 async def test_a_silent_worker_is_dropped_and_told_so_by_its_next_heartbeat():
     async with Cluster(workers=0, heartbeat_interval=0.05, heartbeat_expiry=0.2) as cluster:
         async with connected(cluster.address) as controller, fake_worker(dies_at_once) as silent:
@@ -70,6 +95,23 @@ async def test_a_silent_worker_is_dropped_and_told_so_by_its_next_heartbeat():
             await until(lambda: cluster.controller.registry.workers() == [])
             beat = controller_pb2.HeartbeatRequest(address=silent.address, incarnation=silent.incarnation, sequence=1)
             assert not (await controller.control.Heartbeat(beat)).known
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_suspect_that_leaves_before_it_is_asked_is_not_asked(comes_back: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llava_grpc.controller.fleet.PROBE_FIRST", 0.05)
+    async with Cluster(workers=0) as cluster, connected(cluster.address) as controller, fake_worker(dies_at_once) as w:
+        fleet = cluster.controller.fleet
+        await controller.control.Register(w.registration())
+        assert fleet.suspect(w.address, w.incarnation)
+        fleet.channel(w.address, w.incarnation)
+        [probing] = fleet._probing.values()
+        await asyncio.sleep(0)  # it has begun
+        fleet.deregister(w.address, w.incarnation)
+        if comes_back:  # the same life, over another channel
+            await controller.control.Register(w.registration())
+        await probing
+        assert [known.state.value for known in fleet.registry.workers()] == (["alive"] if comes_back else [])
 
 
 async def test_a_worker_whose_heartbeats_come_stays():

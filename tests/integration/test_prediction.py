@@ -108,7 +108,7 @@ async def measured() -> tuple[list[Request], dict[str, float], float]:
     """The requests as they were sent, with the tokens that the workers counted; what became of them; and what the event
     loop was late by on average."""
     asyncio.get_running_loop().set_debug(False)  # it takes most of the time that it measures
-    async with Cluster(workers=0) as cluster, AsyncClient(cluster.address) as client:
+    async with Cluster(workers=0, strategy="shortest_queue") as cluster, AsyncClient(cluster.address) as client:
         numbers = {}
         for number, spec in enumerate(FLEET):
             options = {f"{name}_ms": str(1000 * cost / spec.speed) for name, cost in asdict(COSTS).items()}

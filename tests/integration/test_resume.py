@@ -104,7 +104,9 @@ async def test_a_clients_own_log_and_the_controllers_are_one():
         request = ask("hello", max_new_tokens=24, seed=5)
         request.emitted_token_ids.extend(whole.token_ids[:6])
         request.begun.CopyFrom(ECHO)
+        request.attempt = 3
         rest = await answer_to(stubs.inference, request)
+        assert rest.started.attempt == 3, "by whom it was begun here"
         assert rest.token_ids == whole.token_ids[6:]
         assert rest.finished.usage == whole.finished.usage
 
@@ -140,7 +142,7 @@ async def test_one_that_is_silent_but_answers_is_left_alone():
             await call.read()
         watchdog = cluster.controller._inference.watchdog
         [patient] = watchdog._patients.values()
-        await until(lambda: patient.tokens is not None and patient.question is None)
+        await until(lambda: patient.tokens is not None and not watchdog._questions)
         [worker] = [one for one in cluster.controller.registry.workers() if one.address == failing.address]
         assert worker.state.value == "alive"
         assert not call.done()

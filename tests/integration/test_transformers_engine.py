@@ -491,6 +491,9 @@ def test_the_card_says_what_is_served(folders):
         assert (card.fingerprint.dtype, card.fingerprint.engine) == ("float32", "transformers 5.23")
         assert engine.slots == 16
         assert engine.speed > 0
+        assert engine.kv_tokens >= 300, "at least one request of the longest kind"
+        features = 64 * 128 * 4  # of the bundled model: 64 rows of 128 float32 numbers
+        assert engine.cached_pictures == pytest.approx(2**24 / features, rel=0.01)
     finally:
         engine.close()
 

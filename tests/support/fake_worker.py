@@ -45,6 +45,9 @@ class FakeWorker:
         load = controller_pb2.Load(running=self.calls)
         return worker_pb2.GetStatusResponse(incarnation=self.incarnation, load=load, tokens_generated=self.tokens)
 
+    async def Drain(self, request: Any, context: Any) -> None:  # noqa: N802
+        await context.write(worker_pb2.WorkerServiceDrainResponse(done=True))
+
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:  # noqa: N802
         self.calls += 1
         await self.behaviour(request, context)

@@ -15,6 +15,7 @@ FLOORS = [
     {"engines"},
     {"v1"},
     {"rpc"},
+    {"membership"},
     {"worker", "controller"},
     {"client"},
     {"gateway"},

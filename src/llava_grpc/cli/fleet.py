@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llava_grpc.cli.options import ControllerAddress, Json, addresses_of
-from llava_grpc.cli.output import console, plain, print_json
+from llava_grpc.cli.output import console, plain, print_json, table_with
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ def workers(controller: ControllerAddress = _DEFAULT, as_json: Json = False) -> 
 
 def models_table(served: Sequence[ServedModel]) -> Table:
     """Models, a row each."""
-    table = _table("model", "pictures", ">context", ">workers", "engine", "type")
+    table = table_with("model", "pictures", ">context", ">workers", "engine", "type")
     for model in served:
         card = model.card
         table.add_row(
@@ -76,7 +76,7 @@ def models_table(served: Sequence[ServedModel]) -> Table:
 
 def workers_table(known: Sequence[WorkerView]) -> Table:
     """Workers, a row each."""
-    table = _table("worker", "state", "models", ">in flight", ">reported", ">speed", ">heard")
+    table = table_with("worker", "state", "models", ">in flight", ">reported", ">speed", ">kv tokens", ">heard")
     for worker in known:
         state = worker.state.value if worker.state is not None else "?"
         table.add_row(
@@ -86,16 +86,7 @@ def workers_table(known: Sequence[WorkerView]) -> Table:
             f"{worker.in_flight} of {worker.slots}",
             str(worker.running + worker.waiting),
             f"{worker.speed:,.4g}",
+            f"{worker.kv_tokens:,}" if worker.kv_tokens else "?",
             f"{worker.heartbeat_age:.0f} s ago" if worker.check_heartbeat else "not watched",
         )
-    return table
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
     return table

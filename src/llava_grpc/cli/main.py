@@ -1,6 +1,7 @@
 """`llava-grpc`: the commands, and what becomes of whatever goes wrong in them.
 
-Exit codes: 0 done, 1 failed (the reason is on standard error), 2 a flag or setting makes no sense, 130 interrupted.
+Exit codes: 0 done, 1 failed (the reason is on standard error), 2 a flag or setting makes no sense, 3 drained but not
+without ending streams, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from llava_grpc import __version__
-from llava_grpc.cli import ask, fleet, gateway, nodes, simulate
+from llava_grpc.cli import ask, drain, explain, fleet, gateway, nodes, simulate
 from llava_grpc.cli.output import say_error, say_failure
 from llava_grpc.config import SettingsError
 from llava_grpc.errors import LlavaGrpcError
@@ -31,9 +32,11 @@ app.command("up", rich_help_panel=_SERVE)(nodes.up)
 app.command("controller", rich_help_panel=_SERVE)(nodes.controller)
 app.command("worker", rich_help_panel=_SERVE)(nodes.worker)
 app.command("gateway", rich_help_panel=_SERVE)(gateway.gateway)
+app.command("drain", rich_help_panel=_SERVE)(drain.drain)
 app.command("generate", rich_help_panel=_ASK)(ask.generate)
 app.command("models", rich_help_panel=_ASK)(fleet.models)
 app.command("workers", rich_help_panel=_ASK)(fleet.workers)
+app.command("explain", rich_help_panel=_MEASURE)(explain.explain)
 app.command("simulate", rich_help_panel=_MEASURE)(simulate.simulate)
 
 

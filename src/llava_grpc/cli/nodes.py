@@ -8,9 +8,10 @@ import typer
 
 from llava_grpc import logs
 from llava_grpc.cli import options
-from llava_grpc.cli.options import ENGINE, FLEET, MODEL, NETWORK, OUTPUT, address_of, engine_options, mebibytes
+from llava_grpc.cli.options import ENGINE, FLEET, MODEL, NETWORK, OUTPUT, STACK, address_of, engine_options, mebibytes
 from llava_grpc.config import (
     DEFAULT_CONTROLLER_PORT,
+    DEFAULT_STRATEGY,
     DEFAULT_WORKER_PORT,
     ControllerSettings,
     EngineSettings,
@@ -22,7 +23,7 @@ from llava_grpc.config import (
 def controller(
     host: options.Host = "127.0.0.1",
     port: options.Port = DEFAULT_CONTROLLER_PORT,
-    strategy: options.Strategy = "shortest_queue",
+    strategy: options.Strategy = DEFAULT_STRATEGY,
     heartbeat_interval: Annotated[
         float,
         typer.Option(
@@ -80,12 +81,41 @@ def controller(
             rich_help_panel=FLEET,
         ),
     ] = 60.0,
+    parents: Annotated[
+        list[str],
+        typer.Option(
+            "--parent",
+            envvar="LLAVA_GRPC_PARENT",
+            metavar="HOST:PORT",
+            help="A controller that this one serves as a worker, with all that its own workers have. Repeatable.",
+            rich_help_panel=STACK,
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    parent_join_token: Annotated[
+        str,
+        typer.Option(
+            envvar="LLAVA_GRPC_PARENT_JOIN_TOKEN",
+            metavar="SECRET",
+            help="What to show to the parents.",
+            rich_help_panel=STACK,
+        ),
+    ] = "",
+    advertise: Annotated[
+        str,
+        typer.Option(
+            envvar="LLAVA_GRPC_ADVERTISE",
+            metavar="HOST:PORT",
+            help="Where the parents reach this controller. Default: where it listens.",
+            rich_help_panel=STACK,
+        ),
+    ] = "",
+    grace: options.Grace = 5.0,
     max_message_mb: options.MaxMessageMb = 64,
     log_level: options.LogLevel = "info",
 ) -> int:
     """Run a controller: the address that clients ask and workers join."""
     settings = ControllerSettings(
-        server=ServerSettings(host=host, port=port, max_message_bytes=mebibytes(max_message_mb)),
+        server=ServerSettings(host=host, port=port, max_message_bytes=mebibytes(max_message_mb), grace=grace),
         strategy=strategy,
         heartbeat_interval=heartbeat_interval,
         heartbeat_expiry=heartbeat_expiry,
@@ -94,6 +124,9 @@ def controller(
         resume_memory_bytes=mebibytes(resume_memory_mb),
         queue_length=queue_length,
         queue_wait=queue_wait,
+        parents=tuple(dict.fromkeys(address_of(parent) for parent in parents)),
+        parent_join_token=parent_join_token,
+        address=address_of(advertise),
     )
     logs.configure("controller", log_level)
     import asyncio
@@ -261,15 +294,7 @@ def worker(
             rich_help_panel=ENGINE,
         ),
     ] = 256,
-    grace: Annotated[
-        float,
-        typer.Option(
-            envvar="LLAVA_GRPC_GRACE",
-            metavar="SECONDS",
-            help="At a clean stop, running streams may go on for so long.",
-            rich_help_panel=FLEET,
-        ),
-    ] = 5.0,
+    grace: options.Grace = 5.0,
     max_message_mb: options.MaxMessageMb = 64,
     log_level: options.LogLevel = "info",
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -339,7 +364,7 @@ def up(
     threads: options.Threads = 0,
     slots: options.Slots = 0,
     engine_option: options.EngineOptions = [],  # noqa: B006
-    strategy: options.Strategy = "shortest_queue",
+    strategy: options.Strategy = DEFAULT_STRATEGY,
     max_message_mb: options.MaxMessageMb = 64,
     check: Annotated[
         bool,

@@ -9,7 +9,7 @@ import typer
 
 from llava_grpc.config import SettingsError
 
-NETWORK, FLEET, MODEL, ENGINE, OUTPUT = "Network", "Fleet", "Model", "Engine", "Output"
+NETWORK, FLEET, STACK, MODEL, ENGINE, OUTPUT = "Network", "Fleet", "Stacked controllers", "Model", "Engine", "Output"
 
 ControllerAddress = Annotated[
     str,
@@ -64,6 +64,16 @@ JoinToken = Annotated[
         rich_help_panel=FLEET,
     ),
 ]
+Grace = Annotated[
+    float,
+    typer.Option(
+        envvar="LLAVA_GRPC_GRACE",
+        metavar="SECONDS",
+        min=0,
+        help="At a clean stop, running streams may go on for so long; then they are ended, to go on elsewhere.",
+        rich_help_panel=FLEET,
+    ),
+]
 Strategy = Annotated[
     str,
     typer.Option(
@@ -71,8 +81,8 @@ Strategy = Annotated[
         "--dispatch-method",
         envvar="LLAVA_GRPC_STRATEGY",
         metavar="NAME",
-        help="How a worker is chosen: shortest_queue, lottery, power_of_two, cache_affinity, expected_first_token, an "
-        "installed one, or your own as module:Class.",
+        help="How a worker is chosen: expected_first_token, cache_affinity, shortest_queue, power_of_two, lottery, an "
+        "installed one, or your own as module:Class. See docs/dispatch.md.",
         rich_help_panel=FLEET,
     ),
 ]

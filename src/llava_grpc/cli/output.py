@@ -13,6 +13,7 @@ from llava_grpc.errors import LlavaGrpcError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 @cache
@@ -70,6 +71,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def table_with(*columns: str) -> Table:
+    """An empty table; columns whose names begin with > go to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return table
 
 
 _HARMLESS = {**dict.fromkeys([*range(32), *range(127, 160)]), 9: "\t", 10: "\n"}

@@ -1,4 +1,4 @@
-"""A node as a process: from the settings to a clean end on SIGINT or SIGTERM.
+"""A node as a process: from the settings to a clean end on SIGINT, SIGTERM or a call to drain, which are one thing.
 
 A worker that `llava-grpc up` started (`--supervised`) says on its standard output, in one JSON object a line, how far
 it is: progress, serving, joined, failed. Its standard input is the lifeline: when that closes, `up` is gone, however it
@@ -84,7 +84,7 @@ async def run_controller(settings: ControllerSettings) -> int:
     """A controller's life; the exit code.
 
     Raises:
-        SettingsError: it cannot listen there.
+        SettingsError: it cannot listen there, or no strategy has that name.
     """
     from llava_grpc.controller.app import ControllerNode
 
@@ -93,7 +93,10 @@ async def run_controller(settings: ControllerSettings) -> int:
     try:
         if not await signals.interrupt(node.start()):
             _log.info("workers join with: llava-grpc worker --controller %s", node.address)
-            await signals.interrupt(asyncio.Event().wait())
+            await signals.interrupt(node.wait())
+    except LlavaGrpcError as error:
+        say_error(error)
+        return 1
     finally:
         await node.stop()
     return signals.exit_code

@@ -23,9 +23,18 @@ def simulate(
         str,
         typer.Argument(
             help="closed-forms, failures, heterogeneous, no-reuse, overload, reuse, scale or tenants; see "
-            "docs/simulator.md."
+            "docs/simulator.md. None with --replay."
         ),
-    ],
+    ] = "",
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="In place of a preset, the load of a real fleet: what `explain --export` has written."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Which model's requests to replay, where the file has several.")
+    ] = "",
     strategy: Annotated[
         list[str],
         typer.Option(metavar="NAME", help="A strategy to compare. Repeatable. Default: the preset's own choice."),
@@ -49,32 +58,14 @@ def simulate(
 
     The same preset, strategies, seed and number of requests give the same result, on any machine.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from llava_grpc.sim.presets import PRESETS, Question, ask
-
-    if preset not in PRESETS:
-        raise SettingsError(f"there is no preset {preset!r}; use one of {', '.join(PRESETS)}")
     if plot is not None:
         check_plot(plot)
-    chosen = PRESETS[preset]
-    if plot is not None and not chosen.plots:
-        raise SettingsError(f"{preset} has no distributions to plot; leave --plot out")
-    count = chosen.requests if requests is None else requests
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=error_console(), transient=True, disable=not error_console().is_terminal) as bar:
-        total = count * chosen.jobs_a_request(len(strategy or chosen.strategies))
-        task = bar.add_task(f"{preset}, seed {seed}", total=round(total))
-        report = ask(
-            preset,
-            Question(
-                seed=seed,
-                requests=count,
-                strategies=tuple(strategy),
-                arrivals=arrivals,
-                progress=lambda done: bar.advance(task, done),
-            ),
-        )
+    if replay is None:
+        report = _answer(preset, strategy, arrivals, seed, requests, plots=plot is not None)
+    else:
+        if preset or requests is not None or arrivals != "poisson":
+            raise SettingsError("a recording has its own requests and arrivals; leave preset and such options out")
+        report = _replayed(replay, model, strategy, seed)
     if plot is not None:
         save_plot(report, plot)
     if as_json:
@@ -84,6 +75,49 @@ def simulate(
     console().print(table_of(report))
     for note in report.notes:
         console().print(f"[dim]{note}[/]")
+
+
+def _answer(
+    preset: str, strategies: list[str], arrivals: str, seed: int, requests: int | None, *, plots: bool
+) -> Report:
+    """A preset's, with a progress bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llava_grpc.sim.presets import PRESETS, Question, ask
+
+    if preset not in PRESETS:
+        raise SettingsError(f"there is no preset {preset!r}; use one of {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    if plots and not chosen.plots:
+        raise SettingsError(f"{preset} has no distributions to plot; leave --plot out")
+    count = chosen.requests if requests is None else requests
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console(), transient=True, disable=not error_console().is_terminal) as bar:
+        total = count * chosen.jobs_a_request(len(strategies or chosen.strategies))
+        task = bar.add_task(f"{preset}, seed {seed}", total=round(total))
+        return ask(
+            preset,
+            Question(
+                seed=seed,
+                requests=count,
+                strategies=tuple(strategies),
+                arrivals=arrivals,
+                progress=lambda done: bar.advance(task, done),
+            ),
+        )
+
+
+def _replayed(path: Path, model: str, strategies: list[str], seed: int) -> Report:
+    """A recording's: some thousand requests take a moment."""
+    from llava_grpc.sim.questions import Question
+    from llava_grpc.sim.replay import read, replay
+
+    try:
+        with path.open(encoding="utf-8") as lines:
+            recording = read(lines, model)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    return replay(recording, Question(seed=seed, requests=len(recording.requests), strategies=tuple(strategies)))
 
 
 def table_of(report: Report) -> Table:

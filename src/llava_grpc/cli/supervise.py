@@ -64,6 +64,10 @@ class GaveUp:
 Event = Progress | Serving | Joined | Died | GaveUp
 
 
+DRAINED = "has drained"
+"""How a worker ends that was told to go."""
+
+
 class Supervisor:
     """Runs workers, each by a command of its own. `start`, read `events`, `stop`.
 
@@ -108,7 +112,7 @@ class Supervisor:
             if why is not None:
                 self._tell(number, GaveUp(why))
                 return
-            if time.monotonic() - born > SETTLED_AFTER:
+            if how == DRAINED or time.monotonic() - born > SETTLED_AFTER:
                 pause, deaths = FIRST_PAUSE, 0
             deaths += 1
             if deaths >= MOST_DEATHS:
@@ -160,7 +164,7 @@ class Supervisor:
             assert process.stdin is not None
             process.stdin.close()
         how = _how_ended(code)
-        if last_words and not refusal:
+        if last_words and not refusal and how != DRAINED:
             how = f"{how} ({last_words[-1].strip()})"
         return how, refusal[0] if refusal else None
 
@@ -203,6 +207,8 @@ def _signal(process: Process, number: signal.Signals) -> None:
 
 
 def _how_ended(code: int) -> str:
+    if code == 0:
+        return DRAINED
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"

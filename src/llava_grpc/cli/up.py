@@ -12,7 +12,7 @@ from llava_grpc.cli.ask import show
 from llava_grpc.cli.fleet import workers_table
 from llava_grpc.cli.output import console, error_console, say_error, say_failure
 from llava_grpc.cli.serve import Signals
-from llava_grpc.cli.supervise import Died, Event, GaveUp, Joined, Progress, Serving, Supervisor
+from llava_grpc.cli.supervise import DRAINED, Died, Event, GaveUp, Joined, Progress, Serving, Supervisor
 from llava_grpc.client import AsyncClient
 from llava_grpc.config import DEFAULT_CONTROLLER_PORT, ControllerSettings
 from llava_grpc.controller.app import ControllerNode
@@ -231,7 +231,8 @@ def _news(number: int, event: Event, address: str) -> str:
 
 
 def _death(event: Died) -> str:
-    return f"died: {event.how}; starting it again in {event.pause:g} s"
+    how = event.how if event.how == DRAINED else f"died: {event.how}"
+    return f"{how}; starting it again in {event.pause:g} s"
 
 
 def _workers(count: int) -> str:

@@ -16,6 +16,7 @@ from llava_grpc.client.chat import Chat
 from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture, by_digest, picture
 from llava_grpc.client.prompts import GenerateOptions, assistant, system, user
+from llava_grpc.client.records import DecisionView, PieceView, RecordView
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.client.sync import Answer, Client
 
@@ -25,8 +26,11 @@ __all__ = [
     "AsyncClient",
     "Chat",
     "Client",
+    "DecisionView",
     "GenerateOptions",
     "Picture",
+    "PieceView",
+    "RecordView",
     "ServedModel",
     "WorkerView",
     "assistant",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -17,10 +18,12 @@ from llava_grpc.client.failover import ATTEMPTS
 from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request
+from llava_grpc.client.records import RecordView
 from llava_grpc.client.route import Route
 from llava_grpc.client.stream import AnswerStream
-from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES, SettingsError
+from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES, SettingsError, check_grace
 from llava_grpc.core.prompt import GenerationRequest, Priority
+from llava_grpc.core.states import DrainProgress
 from llava_grpc.errors import LlavaGrpcError, RequestCancelledError
 from llava_grpc.rpc.channels import open_channel
 from llava_grpc.rpc.world import OpenChannel
@@ -84,6 +87,49 @@ class AsyncClient:
     async def workers(self, *, timeout: float | None = None) -> list[WorkerView]:
         """The workers that the controller knows, in order of address."""
         return await self._answer(calls.list_workers, timeout)
+
+    async def drain(
+        self,
+        worker: str = "",
+        *,
+        grace: float | None = None,
+        join_token: str = "",
+        on_progress: Callable[[DrainProgress], object] = lambda progress: None,
+    ) -> DrainProgress:
+        """Have a worker take nothing new, finish what it has, leave its controllers and end; returns once it has left.
+
+        That takes as long as it takes: the client's own timeout does not count. The drain goes on where this is
+        cancelled.
+
+        Args:
+            worker: its address, as the controller lists it. Empty: the node that this client is a client of.
+            grace: seconds for which its running streams may go on. None: as the worker was started with.
+            join_token: the fleet's, where it has one.
+            on_progress: hears how far it is, at each change and every second.
+
+        Raises:
+            WorkerNotFoundError: the controller knows no such worker; it may have left already.
+            WorkerUnreachableError, WorkerLostError: it does not answer, or not to the end.
+            JoinRefusedError: the token is missing or wrong.
+            SettingsError: `grace` makes no sense.
+        """
+        if grace is not None:
+            check_grace(grace)
+        return await calls.drain(
+            self._route.channel(self.address), self.address, worker, grace, join_token, on_progress
+        )
+
+    async def explain(
+        self, request_id: str = "", *, limit: int | None = 20, timeout: float | None = None
+    ) -> list[RecordView]:
+        """What became of a request and why, as the controller remembers it; without an id of the latest requests.
+
+        A client may use an id twice, so there may be several. At most the latest `limit`, None for all that are kept
+        (some thousands); the oldest first; empty where nothing is known of it, any more or at all.
+        """
+        if limit is not None and limit < 1:
+            return []
+        return await self._answer(partial(calls.explain, request_id=request_id, limit=limit or 0), timeout)
 
     def generate(
         self,

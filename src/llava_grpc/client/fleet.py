@@ -28,6 +28,7 @@ class WorkerView:
 
     `in_flight` are requests sent by this controller and not ended, `running` and `waiting` what the worker said in its
     last heartbeat, `heartbeat_age` the seconds since then. `state` is None where this release does not know it.
+    `kv_tokens` and `cached_pictures` are what its caches have room for, 0 where unknown.
     """
 
     address: str
@@ -43,6 +44,8 @@ class WorkerView:
     registered_at: datetime
     check_heartbeat: bool
     version: str
+    kv_tokens: int
+    cached_pictures: int
 
 
 def state_named(name: str) -> WorkerState | None:

@@ -13,9 +13,11 @@ from llava_grpc.client.fleet import ServedModel, WorkerView
 from llava_grpc.client.loop_thread import LoopThread
 from llava_grpc.client.pictures import Picture
 from llava_grpc.client.prompts import GenerateOptions, PromptLike, build_prompt, build_request, split
+from llava_grpc.client.records import RecordView
 from llava_grpc.client.stream import AnswerStream
 from llava_grpc.config import DEFAULT_MAX_MESSAGE_BYTES
 from llava_grpc.core.prompt import GenerationRequest
+from llava_grpc.core.states import DrainProgress
 from llava_grpc.core.stream import Delta, Finished, Started, TokenLogprob
 
 
@@ -52,6 +54,26 @@ class Client:
     def workers(self, *, timeout: float | None = None) -> list[WorkerView]:
         """The workers that the controller knows, in order of address."""
         return self._thread.call(self._client.workers, timeout=timeout)
+
+    def drain(
+        self,
+        worker: str = "",
+        *,
+        grace: float | None = None,
+        join_token: str = "",
+        on_progress: Callable[[DrainProgress], object] = lambda progress: None,
+    ) -> DrainProgress:
+        """Have a worker finish what it has, and go; see `AsyncClient.drain`. `on_progress` is called on another
+        thread."""
+        return self._thread.call(
+            self._client.drain, worker, grace=grace, join_token=join_token, on_progress=on_progress
+        )
+
+    def explain(
+        self, request_id: str = "", *, limit: int | None = 20, timeout: float | None = None
+    ) -> list[RecordView]:
+        """What became of a request and why; see `AsyncClient.explain`."""
+        return self._thread.call(self._client.explain, request_id, limit=limit, timeout=timeout)
 
     def generate(
         self,

@@ -1,8 +1,7 @@
-"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers."""
+"""ControllerService: Register, Heartbeats, Heartbeat, Deregister, ListWorkers, Drain, Explain."""
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,18 @@ import grpc
 import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
+from llava_grpc.controller.draining import drain_worker
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.heartbeats import HeartbeatStreams
-from llava_grpc.core.registry import Registration, Worker
+from llava_grpc.controller.records import record_to_pb
 from llava_grpc.core.states import WorkerState
-from llava_grpc.errors import AddressTakenError, JoinRefusedError, ProtocolVersionError, WorkerUnreachableError
+from llava_grpc.core.worker import Registration, Worker
+from llava_grpc.errors import AddressTakenError, ControllerLoopError, ProtocolVersionError, WorkerUnreachableError
 from llava_grpc.rpc.convert import card_from_pb, duration_to_pb
+from llava_grpc.rpc.joining import check_join_token
 from llava_grpc.rpc.status import typed_errors
 from llava_grpc.v1 import controller_pb2 as pb
-from llava_grpc.v1 import worker_pb2
+from llava_grpc.v1 import explain_pb2, worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class ControlServicer:
                 f"the worker speaks version {request.protocol_version} of the contract, this controller "
                 f"{PROTOCOL_VERSION}"
             )
+        if self._fleet.incarnation in request.controllers:
+            raise ControllerLoopError(f"this controller itself stands behind the one at {request.address}")
         registration = Registration(
             address=request.address,
             incarnation=request.incarnation,
@@ -67,8 +71,11 @@ class ControlServicer:
             slots=request.slots,
             check_heartbeat=request.check_heartbeat if request.HasField("check_heartbeat") else True,
             version=request.version,
+            controllers=tuple(request.controllers),
+            kv_tokens=request.kv_tokens,
+            cached_pictures=request.cached_pictures,
         )
-        await self._call_back(registration)
+        await self._make_sure(registration)
         replaced = self._fleet.admit(registration)
         _log.info(
             "worker %s registered: models=%s speed=%g slots=%d%s",
@@ -93,7 +100,12 @@ class ControlServicer:
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:  # noqa: N802
         self._check_join_token(context)
         known = self._fleet.heartbeat(
-            request.address, request.incarnation, request.sequence, request.load.running, request.load.waiting
+            request.address,
+            request.incarnation,
+            request.sequence,
+            request.load.running,
+            request.load.waiting,
+            request.draining,
         )
         return pb.HeartbeatResponse(known=known)
 
@@ -114,14 +126,31 @@ class ControlServicer:
             workers=[_worker_to_pb(worker, now, wall) for worker in self._fleet.registry.workers()]
         )
 
+    @typed_errors
+    async def Drain(self, request: pb.ControllerServiceDrainRequest, context: _Context) -> None:  # noqa: N802
+        self._check_join_token(context)
+        await drain_worker(self._fleet, request, context)
+
+    @typed_errors
+    async def Explain(self, request: explain_pb2.ExplainRequest, context: _Context) -> None:  # noqa: N802
+        history = self._fleet.dispatcher.history
+        records = history.find(request.request_id) if request.request_id else list(history)
+        epoch = time.time() - self._fleet.clock()
+        for record in records[-request.limit :]:  # 0: all
+            await context.write(explain_pb2.ExplainResponse(record=record_to_pb(record, epoch)))
+
     def _check_join_token(self, context: _Context) -> None:
-        expected = self._fleet.settings.join_token
-        if not expected:
-            return
-        metadata = dict(context.invocation_metadata() or ())
-        shown = str(metadata.get("authorization", "")).removeprefix("Bearer ")
-        if not hmac.compare_digest(shown.encode(), expected.encode()):
-            raise JoinRefusedError("the join token is wrong" if shown else "a join token is required")
+        check_join_token(context, self._fleet.settings.join_token)
+
+    async def _make_sure(self, registration: Registration) -> None:
+        """Raise unless that very life of a worker is the one that answers at its address now: where another one has
+        registered there since it was asked, its answer is an old one, and the question is put again."""
+        present = self._fleet.registry.at(registration.address)
+        while True:
+            await self._call_back(registration)
+            before, present = present, self._fleet.registry.at(registration.address)
+            if present is None or present is before or present.incarnation == registration.incarnation:
+                return
 
     async def _call_back(self, registration: Registration) -> None:
         """Raise unless that very life of a worker answers at the address that it advertises."""
@@ -154,6 +183,8 @@ def _worker_to_pb(worker: Worker, now: float, wall: float) -> pb.WorkerInfo:
         heartbeat_age=duration_to_pb(now - worker.last_sign),
         check_heartbeat=registration.check_heartbeat,
         version=registration.version,
+        kv_tokens=registration.kv_tokens,
+        cached_pictures=registration.cached_pictures,
     )
     info.registered_at.FromNanoseconds(round((wall - (now - worker.registered_at)) * 1e9))
     return info

@@ -15,12 +15,14 @@ import grpc.aio
 from llava_grpc.config import ControllerSettings
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry, Worker
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.retry_budget import RetryBudget
 from llava_grpc.core.stall import StallWatch
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Queued
+from llava_grpc.core.worker import Registration, Worker
 from llava_grpc.plugins import load_strategy
+from llava_grpc.rpc.identity import new_incarnation
 from llava_grpc.rpc.world import World
 from llava_grpc.v1 import worker_pb2
 from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
@@ -46,6 +48,8 @@ class Fleet:
     registry: Registry
     dispatcher: Dispatcher
     world: World = field(default_factory=World)
+    incarnation: str = ""
+    """This life of the controller."""
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something new may expire, a worker or a request that waits."""
@@ -53,7 +57,7 @@ class Fleet:
     _waiting: dict[str, asyncio.Future[Assignment]] = field(default_factory=dict)
     _probing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
-    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+    _closing: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
     @classmethod
     def from_settings(cls, settings: ControllerSettings, world: World) -> Fleet:
@@ -67,7 +71,7 @@ class Fleet:
         registry = Registry(expiry=settings.heartbeat_expiry, stalls=stalls)
         limits = QueueLimits(length=settings.queue_length, wait=settings.queue_wait)
         dispatcher = Dispatcher(registry, strategy, random=world.random, limits=limits, strategy_name=settings.strategy)
-        return cls(settings, registry, dispatcher, world)
+        return cls(settings, registry, dispatcher, world, new_incarnation(world.random))
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -83,14 +87,18 @@ class Fleet:
         self.place()
         return replaced
 
-    def heartbeat(self, address: str, incarnation: str, sequence: int, running: int, waiting: int) -> bool:
+    def heartbeat(
+        self, address: str, incarnation: str, sequence: int, running: int, waiting: int, draining: bool = False
+    ) -> bool:
         """Take a sign of life; False where no such life is known."""
         worker = self.registry.find(address, incarnation)
         if worker is None:
             return False
         doubted = worker.state is WorkerState.SUSPECT
         self.registry.heartbeat(address, incarnation, sequence, running, waiting, self.clock())
-        if doubted:  # nothing else about a heartbeat makes room
+        if draining:
+            self.registry.drain(address, incarnation)
+        elif doubted:  # nothing else about a heartbeat makes room
             self.place()
         return True
 
@@ -117,11 +125,13 @@ class Fleet:
 
     async def _probe(self, address: str, incarnation: str, pause: float) -> None:
         """Ask a suspect who it is, less and less often, until it answers or is off the register."""
-        stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
         try:
             while (worker := self.registry.find(address, incarnation)) and worker.state is WorkerState.SUSPECT:
                 await asyncio.sleep(pause)
                 pause = min(max(2 * pause, PROBE_FIRST), PROBE_MOST)
+                if self.registry.find(address, incarnation) is None:  # it left while it was let be
+                    return
+                stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
                 try:
                     status = await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=PROBE_TIMEOUT)
                 except grpc.aio.AioRpcError:
@@ -241,5 +251,5 @@ class Fleet:
         channel = self._channels.pop(worker.incarnation, None)
         if channel is not None:
             task = asyncio.create_task(channel.close(grace=STREAMS_MAY_RUN_ON))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = None
+            task.add_done_callback(self._closing.pop)

@@ -31,7 +31,7 @@ class HeartbeatStreams:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._open: set[_Context] = set()
+        self._open: dict[_Context, None] = {}  # in order, so that a stop is the same each time
         self._latest: dict[str, _Context] = {}
         self._closed = False
 
@@ -44,11 +44,11 @@ class HeartbeatStreams:
         """
         if self._closed:
             raise _stopping()
-        self._open.add(context)
+        self._open[context] = None
         try:
             await self._listen(context)
         finally:
-            self._open.discard(context)
+            self._open.pop(context, None)
 
     async def close(self) -> None:
         """End all streams, and take no more."""
@@ -57,12 +57,11 @@ class HeartbeatStreams:
         await asyncio.gather(*(abort(context, _stopping()) for context in self._open), return_exceptions=True)
 
     async def _listen(self, context: _Context) -> None:
-        heartbeat = self._fleet.heartbeat
         beat = await context.read()
         if beat is grpc.aio.EOF:  # ended before it began
             return
         address, incarnation = beat.address, beat.incarnation
-        known = heartbeat(address, incarnation, beat.sequence, beat.load.running, beat.load.waiting)
+        known = self._take(address, incarnation, beat)
         if known:
             self._latest[address] = context
         try:
@@ -73,8 +72,7 @@ class HeartbeatStreams:
                         f"a heartbeat of {beat.address} came in the stream of {address}",
                         remedy="Open a stream for each worker",
                     )
-                load = beat.load
-                known = heartbeat(address, incarnation, beat.sequence, load.running, load.waiting)
+                known = self._take(address, incarnation, beat)
                 if not known:
                     await context.write(pb.HeartbeatsResponse(known=False))
         finally:
@@ -82,6 +80,10 @@ class HeartbeatStreams:
                 del self._latest[address]
                 if self._fleet.suspect(address, incarnation, at_once=True):
                     _log.warning("worker %s: its heartbeats broke off; asking whether it lives", address)
+
+    def _take(self, address: str, incarnation: str, beat: pb.HeartbeatsRequest) -> bool:
+        load = beat.load
+        return self._fleet.heartbeat(address, incarnation, beat.sequence, load.running, load.waiting, beat.draining)
 
 
 def _stopping() -> ShuttingDownError:

@@ -11,12 +11,14 @@ from google.protobuf.message import DecodeError
 
 from llava_grpc.controller.fleet import Fleet
 from llava_grpc.controller.proxy import Proxy
+from llava_grpc.controller.relay import Relay
 from llava_grpc.controller.watchdog import Watchdog
 from llava_grpc.core.admission import Entry
 from llava_grpc.core.demand import Demand
 from llava_grpc.core.prompt import check_request_id
-from llava_grpc.errors import PromptInvalidError, ShuttingDownError
+from llava_grpc.errors import PromptInvalidError
 from llava_grpc.logs import REQUEST_ID
+from llava_grpc.membership.drain import Drain
 from llava_grpc.rpc.convert import card_to_pb, fingerprint_from_pb, priority_from_pb
 from llava_grpc.rpc.demand import demand_of
 from llava_grpc.rpc.identity import new_request_id, new_seed
@@ -33,11 +35,11 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 class InferenceServicer:
     """Speaks bytes: what a worker says is passed on as it came."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, drain: Drain) -> None:
         self._fleet = fleet
+        self._drain = drain
         self.watchdog = Watchdog(fleet)
         self._proxy = Proxy(fleet, self.watchdog)
-        self.draining = False
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service, for a server. Without (de)serializers gRPC hands over bytes."""
@@ -63,8 +65,10 @@ class InferenceServicer:
     @typed_errors
     async def generate(self, request: bytes, context: _Context) -> None:
         """Complete the request (id, model, seed), choose a worker, pass its frames on."""
-        if self.draining:
-            raise ShuttingDownError("the controller is stopping")
+        with self._drain.answering():
+            await self._generate(request, context)
+
+    async def _generate(self, request: bytes, context: _Context) -> None:
         try:
             message = pb.GenerateRequest.FromString(request)
         except DecodeError:
@@ -82,9 +86,15 @@ class InferenceServicer:
         _log.info("generate model=%s bytes=%d", model, len(request))
         message.model = model
         demand = demand_of(message) if len(request) < LARGE else await asyncio.to_thread(demand_of, message)
-        emitted = len(message.emitted_token_ids)
         entry = self._entry(message, request_id, demand, context)
-        await self._proxy.answer(context, model, request + addition.SerializeToString(), entry, emitted)
+        relay = Relay(
+            context,
+            request + addition.SerializeToString(),
+            earlier=message.attempt,
+            base=len(message.emitted_token_ids),
+            begun_under=entry.begun,
+        )
+        await self._proxy.answer(context, relay, model, entry)
 
     def _entry(self, message: pb.GenerateRequest, request_id: str, demand: Demand, context: _Context) -> Entry:
         """The request as the queue sees it. Its key is our own: clients may use a request id twice."""

@@ -54,7 +54,6 @@ class _Request:
     relay: Relay
     trail: Trail
     tell: Callable[[Queued], Awaitable[None]]
-    attempts: int = 0
     lost: set[str] = field(default_factory=set)
     declined: set[str] = field(default_factory=set)
     kept: int = 0
@@ -68,9 +67,8 @@ class Proxy:
         self._fleet = fleet
         self._watchdog = watchdog
 
-    async def answer(self, context: _Context, model: str, request: bytes, entry: Entry, emitted: int = 0) -> None:
-        """Have `request` (a serialized GenerateRequest for `model`, with so many tokens emitted by earlier attempts)
-        answered by some worker, when one has room.
+    async def answer(self, context: _Context, relay: Relay, model: str, entry: Entry) -> None:
+        """Have the relay's request, for `model`, answered by some worker, when one has room.
 
         Raises:
             LlavaGrpcError: dispatch found nobody, or a worker's failure is final.
@@ -80,7 +78,6 @@ class Proxy:
             await context.write(event_to_pb(queued).SerializeToString())
 
         fleet = self._fleet
-        relay = Relay(context, request, emitted, entry.begun)
         asked = _Request(model, entry, relay, Trail(fleet.settings.max_attempts), tell)
         outcome = RequestCancelledError.reason
         fleet.retry_budget.request(fleet.clock())
@@ -102,7 +99,7 @@ class Proxy:
         counters, entry = fleet.dispatcher.counters, asked.entry
         assignment = await fleet.acquire(asked.model, entry, asked.tell)
         while True:
-            _log.info("to worker %s, attempt %d", assignment.address, asked.attempts)
+            _log.info("to worker %s, attempt %d", assignment.address, relay.sent)
             try:
                 await self._stream(context, assignment, asked)
                 return
@@ -131,7 +128,6 @@ class Proxy:
             if not going_on:
                 raise gave_up(failure, relay.log.offset)
             counters.charge(entry.tenant, prompt=-entry.prompt_tokens)  # the next attempt is charged for it
-            asked.attempts += 1
             (asked.declined if verdict.declined else asked.lost).add(assignment.incarnation)
             try:
                 assignment = await self._another(asked, failure)
@@ -148,7 +144,8 @@ class Proxy:
     async def _another(self, asked: _Request, why: LlavaGrpcError) -> Assignment:
         """A worker for one more attempt: one that was not tried yet, when one of those has room.
 
-        Where all are well but decline (others keep them busy), they are asked again, for as long as a request may wait.
+        Where all who seem to have room decline (others keep them busy), they are asked again, for as long as a request
+        may wait.
         An answer that has begun also waits, as long, for a worker that can go on with it to come back.
 
         Raises:
@@ -165,11 +162,11 @@ class Proxy:
                 fleet.dispatcher.counters.charge(entry.tenant, prompt=entry.prompt_tokens)
                 return assignment
         except LlavaGrpcError:
-            if asked.declined:
-                await self._pause_for_those_who_declined(asked)
-            elif entry.begun is None:
+            if not asked.declined and entry.begun is None:
                 raise why from None
             asked.lost.clear()  # whoever is well again may be asked again
+        if asked.declined:  # to us they seem to have room: they would be asked again at once, and again
+            await self._pause_for_those_who_declined(asked)
         return await fleet.acquire(asked.model, entry, _tell_nobody if relay.begun else asked.tell)
 
     async def _pause_for_those_who_declined(self, asked: _Request) -> None:
@@ -194,7 +191,7 @@ class Proxy:
         if fleet.registry.find(assignment.address, assignment.incarnation) is None:  # since it was chosen
             raise ShuttingDownError(f"worker {assignment.address} has left")
         generate: Any = fleet.channel(assignment.address, assignment.incarnation).unary_stream(GENERATE)
-        call = generate(relay.attempt(asked.attempts), timeout=context.time_remaining())
+        call = generate(relay.next_attempt(), timeout=context.time_remaining())
         watched = self._watchdog.watch(assignment.address, assignment.incarnation, call.cancel)
         vitals = watched.vitals
         try:

@@ -37,7 +37,8 @@ class Relay:
     Args:
         context: the client's call.
         request: as it is to be sent.
-        base: tokens of the answer that it brings along, from an earlier attempt elsewhere.
+        earlier: attempts elsewhere, before this controller was asked.
+        base: tokens of the answer that those have delivered, and that the request brings along.
         begun_under: what made those, where it says so.
     """
 
@@ -45,17 +46,21 @@ class Relay:
         self,
         context: grpc.aio.ServicerContext[bytes, bytes],
         request: bytes,
+        earlier: int = 0,
         base: int = 0,
         begun_under: Fingerprint | None = None,
     ) -> None:
         self._context = context
         self._request: bytes | None = request
         self._started = b""
+        self._earlier = earlier
         self._begun_under = begun_under
         self._checked = not base
         self.log = TokenLog(base)
         self.begun = False
         """Whether the client has been given anything of the answer."""
+        self.sent = 0
+        """How often it was sent."""
         self.resumes = 0
         self.usage: pb.Usage | None = None
         """Once the answer is complete."""
@@ -76,8 +81,8 @@ class Relay:
         """There is no memory to resume this one."""
         self._request = None
 
-    def attempt(self, number: int) -> bytes:
-        """What to send for the next attempt, counted from 0.
+    def next_attempt(self) -> bytes:
+        """What to send for the next attempt: at first the request as it came.
 
         Joined messages merge, the last scalar counts and repeated fields continue: no picture is copied through a
         parser for the sake of a few numbers.
@@ -90,11 +95,13 @@ class Relay:
                 "the request was not kept: too many bytes of requests under way are kept already",
                 remedy="Give the controller more --resume-memory-mb, or send smaller pictures",
             )
-        if not number:
+        if not self.sent:
+            self.sent = 1
             return self._request
         self._checked = not self.log.offset
         self.resumes += self.begun
-        addition = pb.GenerateRequest(attempt=number, emitted_token_ids=self.log.token_ids)
+        addition = pb.GenerateRequest(attempt=self._earlier + self.sent, emitted_token_ids=self.log.token_ids)
+        self.sent += 1
         return self._request + addition.SerializeToString()
 
     def start(self, frame: bytes) -> None:

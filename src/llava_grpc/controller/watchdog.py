@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ from llava_grpc.v1.worker_pb2_grpc import WorkerServiceStub
 if TYPE_CHECKING:
     from llava_grpc.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
-ANSWER_TIMEOUT = 1.0
-"""Seconds awake without an answer after which a worker gets no new work, and its silent streams are cut."""
+ANSWER_TIMEOUT, FIRST_ANSWER_TIMEOUT = 1.0, 3.0
+"""Seconds awake without an answer after which a worker gets no new work, and its silent streams are cut; the second
+where none of these has begun: it may be taking in a large picture, and nobody waits in the middle of a sentence."""
 AFTER_A_DEFECT = 1.0
 
 _log = logging.getLogger(__name__)
@@ -47,8 +48,7 @@ class Watched:
 class _Patient:
     """A worker, as long as it has streams. `tokens`: made in its life, as it said when it was last asked."""
 
-    streams: set[Watched] = field(default_factory=set)
-    question: asyncio.Task[None] | None = None
+    streams: dict[Watched, None] = field(default_factory=dict)
     tokens: int | None = None
 
 
@@ -59,17 +59,28 @@ class Watchdog:
         self._fleet = fleet
         self._watch = Watch()
         self._patients: dict[str, _Patient] = {}
+        self._questions: dict[str, asyncio.Task[None]] = {}
+        """By incarnation. A question outlives the streams that it was put for."""
+        self._frames_before = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames that all streams have had, those that are over too."""
+        return self._frames_before + sum(
+            stream.vitals.frames for patient in self._patients.values() for stream in patient.streams
+        )
 
     def watch(self, address: str, incarnation: str, cut: Callable[[], object]) -> Watched:
         """Look after a stream from now on. Its reader counts its frames in `vitals.frames`."""
         stream = Watched(address, incarnation, cut, Vitals(since=self._watch.awake))
-        self._patients.setdefault(incarnation, _Patient()).streams.add(stream)
+        self._patients.setdefault(incarnation, _Patient()).streams[stream] = None
         return stream
 
     def leave(self, stream: Watched) -> None:
         """The stream is over."""
         patient = self._patients[stream.incarnation]
-        patient.streams.discard(stream)
+        patient.streams.pop(stream, None)
+        self._frames_before += stream.vitals.frames
         if not patient.streams:
             del self._patients[stream.incarnation]
 
@@ -84,7 +95,7 @@ class Watchdog:
                     _log.exception("defect in the watchdog; it goes on")
                     await asyncio.sleep(AFTER_A_DEFECT)
         finally:
-            questions = [patient.question for patient in self._patients.values() if patient.question is not None]
+            questions = list(self._questions.values())
             for question in questions:
                 question.cancel()
             await asyncio.gather(*questions, return_exceptions=True)
@@ -94,9 +105,9 @@ class Watchdog:
         awake = self._watch.look(self._fleet.clock())
         for incarnation, patient in self._patients.items():
             silent = [stream for stream in patient.streams if stream.vitals.worth_asking(stream.vitals.look(awake))]
-            if silent and patient.question is None:
+            if silent and incarnation not in self._questions:
                 question = self._ask(silent[0].address, incarnation, patient)
-                patient.question = asyncio.create_task(question, name=f"question to {silent[0].address}")
+                self._questions[incarnation] = asyncio.create_task(question, name=f"question to {silent[0].address}")
 
     async def _ask(self, address: str, incarnation: str, patient: _Patient) -> None:
         """Ask a worker some of whose streams are silent how it is, and act on the answer."""
@@ -105,11 +116,15 @@ class Watchdog:
         asking = asyncio.ensure_future(self._status(address, incarnation))
         try:
             await self._awake(asking, ANSWER_TIMEOUT)
+            if not any(stream.vitals.begun for stream in frames):
+                await self._awake(asking, FIRST_ANSWER_TIMEOUT - ANSWER_TIMEOUT)
             if not asking.done():
                 self._unanswered(address, incarnation, patient, frames, "no answer in time")
                 return
             try:
                 status = asking.result()
+            except grpc.aio.UsageError:  # it left the register just now, and its channel with it: asked anew
+                return
             except grpc.aio.AioRpcError as error:
                 self._unanswered(address, incarnation, patient, frames, f"{error.code().name}: {error.details()}")
                 return
@@ -121,7 +136,7 @@ class Watchdog:
             self._answered(address, incarnation, patient, status)
         finally:
             asking.cancel()
-            patient.question = None
+            self._questions.pop(incarnation, None)
 
     async def _status(self, address: str, incarnation: str) -> worker_pb2.GetStatusResponse:
         """What it says over the connection that its streams use; one that has left the register has none any more."""
@@ -143,7 +158,8 @@ class Watchdog:
             return  # it does speak, only not to us
         _log.warning("worker %s is silent and does not say why (%s): its streams go on elsewhere", address, why)
         self._fleet.suspect(address, incarnation)
-        self._cut(patient.streams & frames.keys(), f"worker {address} fell silent and did not answer when asked")
+        asked_for = [stream for stream in patient.streams if stream in frames]
+        self._cut(asked_for, f"worker {address} fell silent and did not answer when asked")
 
     def _answered(
         self, address: str, incarnation: str, patient: _Patient, status: worker_pb2.GetStatusResponse
@@ -164,7 +180,7 @@ class Watchdog:
             self._fleet.hangs(address, incarnation, status.tokens_generated)
         self._cut(hung, f"worker {address} answers, but this stream stands still")
 
-    def _cut(self, streams: set[Watched] | list[Watched], why: str) -> None:
+    def _cut(self, streams: Iterable[Watched], why: str) -> None:
         for stream in list(streams):
             stream.silence = why
             stream.cut()

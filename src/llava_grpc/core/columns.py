@@ -1,10 +1,13 @@
 """What dispatch looks at, as columns: one array for each figure, one row for each worker.
 
 A choice among a thousand workers reads a few arrays instead of a thousand objects. The registry keeps the rows in step
-with its workers; a row is given again when its worker has left.
+with its workers; a row is given again when its worker has left. What workers hold of a request's prompt differs from
+request to request: it stands in the same table, but only while a snapshot is taken, which is then one copy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,8 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 _FIRST = 16
-_SPEED, _QUEUE, _ROOM, _UNREAD = range(4)
+SPEED, QUEUE, ROOM, UNREAD, HELD_TOKENS, HELD_PICTURES = range(6)
+"""The figures; see `strategies.Snapshot`."""
 
 
 class Columns:
@@ -26,7 +30,7 @@ class Columns:
     __slots__ = ("_free", "_table", "_used", "alive", "kv_bounded", "kv_room", "open")
 
     def __init__(self) -> None:
-        self._table = np.zeros((4, _FIRST))
+        self._table = np.zeros((6, _FIRST))
         self.alive = np.zeros(_FIRST, np.bool_)
         self.open = np.zeros(_FIRST, np.bool_)
         self.kv_room = np.full(_FIRST, np.inf)
@@ -54,7 +58,7 @@ class Columns:
     def write(self, row: int, *, alive: bool, speed: float, queue: int, room: int, unread: int, kv_room: float) -> None:
         """What a worker is now; see `strategies.Snapshot` for the figures."""
         table = self._table
-        table[_SPEED, row], table[_QUEUE, row], table[_ROOM, row], table[_UNREAD, row] = speed, queue, room, unread
+        table[SPEED, row], table[QUEUE, row], table[ROOM, row], table[UNREAD, row] = speed, queue, room, unread
         self.alive[row] = alive
         self.open[row] = alive and room > 0 and speed > 0
         self.kv_room[row] = kv_room
@@ -68,14 +72,20 @@ class Columns:
 
     def have_speed(self, rows: Rows) -> bool:
         """Whether any of them has one."""
-        return bool(self._table[_SPEED, rows].any())
+        return bool(self._table[SPEED, rows].any())
 
     def are_idle(self, rows: Rows) -> bool:
         """Whether no request is on any of them."""
-        return not self._table[_QUEUE, rows].any()
+        return not self._table[QUEUE, rows].any()
 
-    def taken(self, rows: Rows) -> tuple[Floats, Floats, Floats, Floats]:
-        """Read-only copies: speed, queue, room and unread of those rows."""
-        table = self._table.take(rows, axis=1)
-        table.setflags(write=False)
-        return table[_SPEED], table[_QUEUE], table[_ROOM], table[_UNREAD]
+    def taken(self, rows: Rows, held_tokens: Mapping[int, int], held_pictures: Mapping[int, int]) -> Floats:
+        """A read-only copy of those rows: a line for each figure. What is held, of whom anything is: by row."""
+        table = self._table
+        for figure, held in ((HELD_TOKENS, held_tokens), (HELD_PICTURES, held_pictures)):
+            line = table[figure]
+            for row, amount in held.items():
+                line[row] = amount
+        taken = table.take(rows, axis=1)
+        table[HELD_TOKENS:] = 0.0
+        taken.setflags(write=False)
+        return taken

@@ -13,20 +13,20 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 
 from llava_grpc.core.admission import RETRY_WHEN_FULL, AdmissionQueue, Entry, QueueLimits, ServiceCounters
-from llava_grpc.core.columns import Floats, Rows
-from llava_grpc.core.demand import Demand
+from llava_grpc.core.columns import Rows
 from llava_grpc.core.history import Decision, History
 from llava_grpc.core.pace import ReleasePace, ServicePace
-from llava_grpc.core.registry import Registry, Worker
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import Snapshot, Strategy
 from llava_grpc.core.stream import Fingerprint, Queued
+from llava_grpc.core.worker import Worker
 from llava_grpc.errors import (
     AllSlotsTakenError,
     AllSpeedsZeroError,
@@ -132,7 +132,8 @@ class Dispatcher:
         if not len(roomy):
             self._check_served(model, rows, now, tried)
             return None
-        snapshot = self._snapshot(roomy, demand)
+        affinity = registry.affinity
+        snapshot = Snapshot(roomy, columns.taken(roomy, affinity.tokens(demand), affinity.pictures(demand)))
         pick = self.strategy(snapshot, demand, self.random)
         row = int(roomy[pick.index])
         unread = max(0, demand.prompt_tokens - int(snapshot.held_tokens[pick.index]))
@@ -287,12 +288,6 @@ class Dispatcher:
 
     # --------------------------------------------------------------------------------------------------------- within
 
-    def _snapshot(self, rows: Rows, demand: Demand) -> Snapshot:
-        columns, affinity = self.registry.columns, self.registry.affinity
-        held_tokens = _spread(affinity.tokens(demand), rows, columns.capacity)
-        held_pictures = _spread(affinity.pictures(demand), rows, columns.capacity)
-        return Snapshot(rows, *columns.taken(rows), held_tokens, held_pictures)
-
     def _check_served(self, model: str, rows: Rows, now: float, tried: Collection[str] = ()) -> None:
         """Raise the reason why none of those rows will have room in a while, where that is so."""
         columns = self.registry.columns
@@ -324,18 +319,6 @@ class Dispatcher:
     def _busy(self, model: str) -> bool:
         """Whether its pace is worth remembering."""
         return not self.registry.columns.are_idle(self.registry.rows(model))
-
-
-def _spread(found: Mapping[int, int], rows: Rows, capacity: int) -> Floats:
-    """What was found for some rows, as a read-only column over `rows`; 0 for the others."""
-    if not found:
-        column = np.zeros(len(rows))
-    else:
-        everywhere = np.zeros(capacity)
-        everywhere[list(found)] = list(found.values())
-        column = everywhere[rows]
-    column.setflags(write=False)
-    return column
 
 
 def _listed(names: list[str], most: int = 10) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llava_grpc.core.admission import Entry
+from llava_grpc.core.columns import Floats
 from llava_grpc.core.strategies import Pick, Snapshot
 
 KEPT = 4096
@@ -86,16 +87,23 @@ class Decision:
 
 def _shown(snapshot: Snapshot, pick: Pick) -> tuple[Snapshot, Pick]:
     """Those of many candidates that are worth keeping."""
-    weighed = pick.considered
-    if weighed is None:
-        best = (-pick.scores if pick.most_is_best else pick.scores).argpartition(SHOWN)[:SHOWN]
-        if not (best == pick.index).any():
-            best[-1] = pick.index
-        weighed, scores = best, pick.scores[best]
-    else:
-        scores = pick.scores
-    index = int((weighed == pick.index).argmax())
-    return snapshot.of(weighed), Pick(index, scores, pick.unit, None, pick.most_is_best)
+    scores, chosen = pick.scores, pick.index
+    weighed = None if pick.considered is None else pick.considered.tolist()
+    if len(scores) > SHOWN:
+        best = _best(scores, pick.most_is_best)
+        place = chosen if weighed is None else weighed.index(chosen)
+        if place not in best:
+            best[-1] = place
+        scores, weighed = scores.take(best), best if weighed is None else [weighed[one] for one in best]
+    assert weighed is not None, "of many candidates, all were weighed or some named"
+    return snapshot.of(weighed), Pick(weighed.index(chosen), scores, pick.unit, None, pick.most_is_best)
+
+
+def _best(scores: Floats, most_is_best: bool) -> list[int]:
+    """Where the SHOWN best are, in no order."""
+    found = scores.argpartition(-SHOWN)[-SHOWN:] if most_is_best else scores.argpartition(SHOWN)[:SHOWN]
+    best: list[int] = found.tolist()
+    return best
 
 
 @dataclass(slots=True)

@@ -16,104 +16,21 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from llava_grpc.config import is_address
 from llava_grpc.core.affinity import DEFAULT_PICTURES, DEFAULT_PREFIX_TOKENS, AffinityIndex
 from llava_grpc.core.columns import Columns, Rows
 from llava_grpc.core.demand import Demand
 from llava_grpc.core.stall import StallWatch
-from llava_grpc.core.states import WorkerEvent, WorkerState, next_state
+from llava_grpc.core.states import WorkerEvent, WorkerState
 from llava_grpc.core.stream import Fingerprint, ModelCard
-from llava_grpc.errors import RegistrationInvalidError
+from llava_grpc.core.worker import Registration, Worker
 
 RETURNS_WITHIN = 3.0
 """Seconds in which a worker in doubt is likely to be back, if it lives: it is asked after one and after two more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
-    """What a worker says of itself. Checked as it is made.
-
-    `speed` is relative, tokens per second where measured; `slots` are requests answered at once; `kv_tokens` what its
-    cache of keys and values has room for, over all requests, and `cached_pictures` how many pictures' features it
-    keeps, each 0 where unknown.
-    """
-
-    address: str
-    incarnation: str
-    cards: tuple[ModelCard, ...]
-    speed: float
-    slots: int
-    check_heartbeat: bool = True
-    version: str = ""
-    kv_tokens: int = 0
-    cached_pictures: int = 0
-
-    def __post_init__(self) -> None:
-        def refuse(cause: str, remedy: str) -> RegistrationInvalidError:
-            return RegistrationInvalidError(cause, remedy=remedy)
-
-        if not is_address(self.address):
-            raise refuse(f"the address {self.address!r} cannot be called", "Advertise HOST:PORT")
-        if not self.incarnation:
-            raise refuse("the incarnation is empty", "Draw one at start, e.g. a UUID")
-        if not self.cards or any(not card.name for card in self.cards):
-            raise refuse("no model, or one without a name", "Register at least one named model")
-        if not math.isfinite(self.speed) or self.speed < 0:
-            raise refuse(f"speed is {self.speed}", "Use a finite number, 0 or more")
-        if self.slots < 1:
-            raise refuse(f"slots is {self.slots}", "Use at least 1")
-
-
-@dataclass(slots=True)
-class Worker:
-    """A worker on the register. Changed by the registry alone."""
-
-    registration: Registration
-    row: int
-    registered_at: float
-    last_sign: float
-    state: WorkerState = WorkerState.JOINING
-    sequence: int = 0
-    in_flight: int = 0
-    reported_running: int = 0
-    reported_waiting: int = 0
-    external: int = 0
-    promised: int = 0
-    """Tokens of KV cache that our requests on it may take."""
-    unread: int = 0
-    """Prompt tokens, beyond those cached, of our requests on it that have not had their first token."""
-    doubted_at: float = 0.0
-    """When it came in doubt last."""
-    hung_at: int | None = None
-    """Where it answers but computes nothing: the tokens that it had made. It is well once they are more."""
-
-    @property
-    def address(self) -> str:
-        return self.registration.address
-
-    @property
-    def incarnation(self) -> str:
-        return self.registration.incarnation
-
-    @property
-    def queue_length(self) -> int:
-        """Requests on it, ours and others'."""
-        return self.in_flight + self.external
-
-    @property
-    def names(self) -> Iterator[str]:
-        """Names and aliases of its models."""
-        for card in self.registration.cards:
-            yield card.name
-            yield from card.aliases
-
-    def see(self, event: WorkerEvent) -> None:
-        self.state = next_state(self.state, event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +51,8 @@ class Registry:
     affinity: AffinityIndex = field(default_factory=AffinityIndex)
     freed: set[str] = field(default_factory=set)
     """Names and aliases of models that may have room again; whoever uses it clears it."""
+    on_change: Callable[[], None] = lambda: None
+    """Called when who is there, what is served or who may get work has changed; it must not look here before later."""
     addresses: list[str] = field(default_factory=list)
     """Of the workers, by row."""
     _workers: dict[str, Worker] = field(default_factory=dict)
@@ -153,11 +72,11 @@ class Registry:
     def register(self, registration: Registration, now: float) -> Worker | None:
         """Put a worker that was reached on the register. Returns the one it replaces, if another life was there."""
         present = self._workers.get(registration.address)
-        replaced = None
+        replaced, draining = None, False
         if present is not None and present.incarnation == registration.incarnation:
             # The same life again (it was told "unknown" elsewhere, or repeats itself): its streams still run.
             self._unlist(present)
-            worker = present
+            worker, draining = present, present.state is WorkerState.DRAINING
             worker.registration, worker.last_sign, worker.state = registration, now, WorkerState.JOINING
         else:
             if present is not None:
@@ -166,6 +85,8 @@ class Registry:
                 replaced = present
             worker = Worker(registration, self.columns.add(), registered_at=now, last_sign=now)
         worker.see(WorkerEvent.REACHED)
+        if draining:
+            worker.see(WorkerEvent.DRAIN)
         self._list(worker)
         self._heard(worker, now)
         return replaced
@@ -237,6 +158,12 @@ class Registry:
                 worker.doubted_at = now
             self._see(worker, WorkerEvent.CALL_FAILED)
 
+    def drain(self, address: str, incarnation: str) -> None:
+        """A worker finishes what it has: no work for it any more in this life."""
+        worker = self.find(address, incarnation)
+        if worker is not None:
+            self._see(worker, WorkerEvent.DRAIN)
+
     def may_return(self, name: str, now: float, tried: Collection[str] = ()) -> bool:
         """Whether a worker of that model came in doubt so lately that it may well be back at once. None of `tried`."""
         return any(
@@ -250,6 +177,10 @@ class Registry:
         """The worker of that address in that life."""
         worker = self._workers.get(address)
         return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def at(self, address: str) -> Worker | None:
+        """The worker of that address, in whatever life."""
+        return self._workers.get(address)
 
     def workers(self) -> list[Worker]:
         """All of them, in order of address."""
@@ -294,12 +225,14 @@ class Registry:
     def _membership_changed(self) -> None:
         self._rows.clear()
         self._canonical.clear()
+        self.on_change()
 
     def _see(self, worker: Worker, event: WorkerEvent) -> None:
         before = worker.state
         worker.see(event)
         if worker.state is not before:
             self._write(worker)
+            self.on_change()
             if worker.state is WorkerState.ALIVE:
                 self.freed.update(worker.names)
 

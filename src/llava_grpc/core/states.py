@@ -10,6 +10,7 @@ to the alive alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -73,3 +74,14 @@ def next_state(state: WorkerState, event: WorkerEvent) -> WorkerState:
         return TRANSITIONS[state, event]
     except KeyError:
         raise ValueError(f"a {state.value} worker cannot see {event.value!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """How far a node that drains is: streams that it still answers, streams that it had to end, what is left of the
+    grace time in seconds, and whether it has left its controllers."""
+
+    running: int
+    ended: int
+    grace_left: float
+    done: bool

@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from llava_grpc.core.columns import Floats, Rows
+from llava_grpc.core.columns import HELD_PICTURES, HELD_TOKENS, QUEUE, ROOM, SPEED, UNREAD, Floats, Rows
 from llava_grpc.core.demand import Demand
 
 
@@ -22,33 +22,53 @@ from llava_grpc.core.demand import Demand
 class Snapshot:
     """The workers that have room, as a strategy sees them: columns of equal length, one entry a candidate.
 
-    `rows` are the dispatcher's own names for them, ascending. `queue`: requests on it. `room`: slots free. `unread`:
-    prompt tokens promised to it and not read yet. `held_tokens`: of this request's prompt, what it is likely to have in
-    its cache; `held_pictures` likewise. All arrays are read-only.
+    `rows` are the dispatcher's own names for them, ascending; `figures` has a line for each column. All arrays are
+    read-only.
     """
 
     rows: Rows
-    speed: Floats
-    queue: Floats
-    room: Floats
-    unread: Floats
-    held_tokens: Floats
-    held_pictures: Floats
+    figures: Floats
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def of(self, indexes: Rows) -> Snapshot:
+    @property
+    def speed(self) -> Floats:
+        """As registered; positive."""
+        return self._column(SPEED)
+
+    @property
+    def queue(self) -> Floats:
+        """Requests on it."""
+        return self._column(QUEUE)
+
+    @property
+    def room(self) -> Floats:
+        """Slots free."""
+        return self._column(ROOM)
+
+    @property
+    def unread(self) -> Floats:
+        """Prompt tokens promised to it and not read yet."""
+        return self._column(UNREAD)
+
+    @property
+    def held_tokens(self) -> Floats:
+        """Of this request's prompt, what it is likely to have in its cache."""
+        return self._column(HELD_TOKENS)
+
+    @property
+    def held_pictures(self) -> Floats:
+        """Of this request's pictures, what it is likely to have in its cache."""
+        return self._column(HELD_PICTURES)
+
+    def _column(self, figure: int) -> Floats:
+        column: Floats = self.figures[figure]
+        return column
+
+    def of(self, indexes: Rows | list[int]) -> Snapshot:
         """Of some of the candidates alone."""
-        return Snapshot(
-            self.rows[indexes],
-            self.speed[indexes],
-            self.queue[indexes],
-            self.room[indexes],
-            self.unread[indexes],
-            self.held_tokens[indexes],
-            self.held_pictures[indexes],
-        )
+        return Snapshot(self.rows.take(indexes), self.figures.take(indexes, axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +97,8 @@ PICTURE_TOKENS = 144.0
 
 def lottery(candidates: Snapshot, demand: Demand, random: Random) -> Pick:
     """One worker by lot, with probability speed / sum of speeds."""
-    sums = np.cumsum(candidates.speed)
-    drawn = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+    sums = candidates.speed.cumsum()
+    drawn = int(sums.searchsorted(random.random() * sums[-1], side="right"))
     index = min(drawn, len(candidates) - 1)  # the product may round up to the whole sum
     return Pick(index, candidates.speed / sums[-1], "chance", most_is_best=True)
 
@@ -108,19 +128,21 @@ def cache_affinity(candidates: Snapshot, demand: Demand, random: Random) -> Pick
     Overloaded: more requests for its speed, with this one, than OVERLOAD times the mean over the candidates.
     """
     held = candidates.held_tokens + PICTURE_TOKENS * candidates.held_pictures
-    loads = candidates.queue / candidates.speed
-    most = held.max()
-    if most > 0:
+    holding = held.nonzero()[0]
+    if len(holding):
         bound = OVERLOAD * (candidates.queue.sum() + 1.0) / candidates.speed.sum()
+        # Few hold anything: one after the other costs less than arrays do.
+        queue, speed = candidates.queue[holding].tolist(), candidates.speed[holding].tolist()
         # A worker with nothing to do is never overloaded, however slow it is.
-        within = (loads + 1.0 / candidates.speed <= bound) | (candidates.queue == 0)
-        usable = np.where(within, held, 0.0)
-        most = usable.max()
-        if most > 0:
-            best = (usable == most).nonzero()[0]
-            index = int(best[least(loads[best], random)])
-            return Pick(index, usable, "tokens held, within the bound", most_is_best=True)
-    return Pick(least(loads, random), loads, "requests / speed")
+        within = [one for one, load in enumerate(queue) if not load or (load + 1.0) / speed[one] <= bound]
+        if within:
+            usable = holding.take(within)
+            scores = held.take(usable)
+            best = (scores == scores.max()).nonzero()[0].tolist()
+            loads = np.array([queue[within[one]] / speed[within[one]] for one in best])
+            index = int(usable[best[least(loads, random)]])
+            return Pick(index, scores, "tokens held, within the bound", usable, most_is_best=True)
+    return shortest_queue(candidates, demand, random)
 
 
 def expected_first_token(candidates: Snapshot, demand: Demand, random: Random) -> Pick:

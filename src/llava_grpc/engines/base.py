@@ -107,6 +107,16 @@ class Engine(ABC):
     def speed(self) -> float:
         """Tokens per second that it makes when full, measured or as set; relative between workers."""
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that its cache of keys and values has room for, over all requests; 0 where unknown."""
+        return 0
+
+    @property
+    def cached_pictures(self) -> int:
+        """Pictures whose features it keeps at most; 0 where unknown."""
+        return 0
+
     @abstractmethod
     def submit(self, request: GenerationRequest, sink: Sink) -> Ticket:
         """Take up a request (its seed is set); see laws 1 and 2.

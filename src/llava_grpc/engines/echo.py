@@ -15,6 +15,8 @@ Options (`--engine-option name=value`):
                         nothing else goes on, and take so long each, for every picture not seen lately, and for every
                         token; then steps, which take so long each and for every running request, make one token for
                         each (default 0)
+    kv_tokens, cached_pictures
+                        what it says that its caches have room for; it has none (default 0: unknown)
     fail_after          every request fails after so many tokens, with ENGINE_FAILED
     hang_after          every request makes so many tokens and then nothing more
     crash_after         the process dies, without a word, when a request has made so many tokens
@@ -59,6 +61,8 @@ class _Options:
     prompt_token_ms: float | None = None
     step_ms: float | None = None
     step_sequence_ms: float | None = None
+    kv_tokens: int = 0
+    cached_pictures: int = 0
     fail_after: int | None = None
     hang_after: int | None = None
     crash_after: int | None = None
@@ -162,6 +166,14 @@ class EchoEngine(Engine):
     @property
     def speed(self) -> float:
         return 1.0 if self.settings.speed is None else self.settings.speed
+
+    @property
+    def kv_tokens(self) -> int:
+        return self._options.kv_tokens
+
+    @property
+    def cached_pictures(self) -> int:
+        return self._options.cached_pictures
 
     def submit(self, request: GenerationRequest, sink: Sink) -> _Answer:
         sampling = request.sampling

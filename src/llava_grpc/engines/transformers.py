@@ -77,6 +77,7 @@ class TransformersEngine(Engine):
         self._card = ModelCard(name="")
         self._speed = 0.0
         self._slots = settings.slots
+        self._kv_tokens = self._cached_pictures = 0
 
     def start(self, progress: Progress) -> None:
         """Loads, allocates everything it will ever need, and measures its speed."""
@@ -103,9 +104,10 @@ class TransformersEngine(Engine):
                 self._loop.drop_shared_pages,
                 settings.max_image_pixels,
             )
-            self._try_eyes(self._eyes)
+            rows = self._try_eyes(self._eyes)
+            self._cached_pictures = self._eyes.table.capacity // rows
         self._loaded = loaded
-        self._slots = sizes.slots
+        self._slots, self._kv_tokens = sizes.slots, sizes.kv_tokens
         self._card = ModelCard(
             name=loaded.name,
             aliases=settings.aliases,
@@ -117,7 +119,8 @@ class TransformersEngine(Engine):
             f"{loaded.name} is ready: {sizes.slots} slots, {context} tokens of context, {self._speed:.0f} tokens/s"
         )
 
-    def _try_eyes(self, eyes: PictureEncoder) -> None:
+    def _try_eyes(self, eyes: PictureEncoder) -> int:
+        """The rows that a picture takes."""
         try:
             rows = eyes.features_per_picture()
         except Exception as error:
@@ -129,6 +132,7 @@ class TransformersEngine(Engine):
                 f"a picture takes {rows} rows, and the picture cache of {self.settings.image_cache_bytes} bytes has "
                 f"{eyes.table.capacity}; make it larger"
             )
+        return rows
 
     @property
     def card(self) -> ModelCard:
@@ -144,6 +148,16 @@ class TransformersEngine(Engine):
     def speed(self) -> float:
         """Tokens per second when full."""
         return self._speed
+
+    @property
+    def kv_tokens(self) -> int:
+        """See `Engine.kv_tokens`."""
+        return self._kv_tokens
+
+    @property
+    def cached_pictures(self) -> int:
+        """See `Engine.cached_pictures`."""
+        return self._cached_pictures
 
     def submit(self, request: GenerationRequest, sink: Sink) -> _Ticket:
         """See `Engine.submit`."""

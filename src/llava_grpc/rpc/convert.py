@@ -89,6 +89,11 @@ def priority_from_pb(number: int) -> Priority:
     return _PRIORITIES.get(number, Priority.NORMAL)  # type: ignore[call-overload, no-any-return]
 
 
+def priority_to_pb(priority: Priority) -> pb.Priority.ValueType:
+    """Its number on the wire."""
+    return _PRIORITY_NUMBERS[priority]
+
+
 def _prompt_from_pb(message: pb.GenerateRequest) -> Prompt:
     match message.WhichOneof("prompt"):
         case "conversation":

@@ -12,9 +12,10 @@ from random import Random
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import Demand, plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import Strategy
 from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import LlavaGrpcError
 from llava_grpc.sim.engine import Clock
 from llava_grpc.sim.service import Server, ServerKind, Spec
@@ -40,6 +41,7 @@ def _entry(job: Job) -> Entry:
     return Entry(
         key=job.key,
         tenant=request.tenant,
+        priority=request.priority,
         demand=demand_of(request),
         deadline=request.deadline,
         arrived=request.at,
@@ -175,6 +177,8 @@ class LateBinding:
             cards=(ModelCard(MODEL),),
             speed=spec.speed,
             slots=spec.slots,
+            kv_tokens=spec.room.tokens,
+            cached_pictures=spec.room.pictures,
         )
         self._registry.register(registration, self._clock.now)
         return _Life(registration, self._kind(self._clock, spec, self._done))

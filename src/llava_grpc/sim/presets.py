@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from llava_grpc.config import SettingsError
+from llava_grpc.config import DEFAULT_STRATEGY, SettingsError
 from llava_grpc.core.strategies import STRATEGIES
 from llava_grpc.sim import closed_forms, failures, queueing, reuse, scale
 from llava_grpc.sim.fleets import ARRIVALS, strategy_names
@@ -39,7 +39,15 @@ PRESETS: Mapping[str, Preset] = {
         ask=queueing.ask_heterogeneous,
         about="workers of speeds 1, 1, 2 and 4 at 90 % load: time to first token, against LLaVA's own rule",
         requests=20_000,
-        strategies=("shortest_queue", "lottery", "shortest_at_once", "llava", "llava_speeds", "llava_stale"),
+        strategies=(
+            DEFAULT_STRATEGY,
+            "shortest_queue",
+            "lottery",
+            "shortest_at_once",
+            "llava",
+            "llava_speeds",
+            "llava_stale",
+        ),
         jobs_a_request=lambda strategies: strategies * len(queueing.SLOTS),
     ),
     "failures": Preset(
@@ -60,7 +68,7 @@ PRESETS: Mapping[str, Preset] = {
         ask=queueing.ask_overload,
         about="twice the load that the fleet can carry: what is still done, and in time",
         requests=20_000,
-        strategies=("shortest_queue", "llava"),
+        strategies=(DEFAULT_STRATEGY, "shortest_queue", "llava"),
         jobs_a_request=lambda strategies: strategies,
     ),
     "reuse": Preset(
@@ -81,7 +89,7 @@ PRESETS: Mapping[str, Preset] = {
         ask=queueing.ask_tenants,
         about="one tenant sends ten times its share: what the other notices",
         requests=4_000,
-        strategies=("shortest_queue", "llava"),
+        strategies=(DEFAULT_STRATEGY, "shortest_queue", "llava"),
         jobs_a_request=lambda strategies: strategies * (4 + 2 * queueing.FLOOD_LOAD / queueing.CALM_LOAD),
     ),
 }

@@ -9,6 +9,7 @@ from random import Random
 from typing import NamedTuple
 
 from llava_grpc.core.demand import Piece
+from llava_grpc.core.prompt import Priority
 from llava_grpc.errors import LlavaGrpcError
 
 PICTURE_TOKENS = 576
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     pictures: tuple[bytes, ...] = ()
     stands: tuple[int, ...] = ()
     said: Piece | None = None
+    priority: Priority = Priority.NORMAL
     then: Request | None = None
 
     @property

@@ -24,42 +24,47 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from llava_grpc.v1 import explain_pb2 as llava__grpc_dot_v1_dot_explain__pb2
 from llava_grpc.v1 import inference_pb2 as llava__grpc_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ellava_grpc/v1/controller.proto\x12\rllava_grpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dllava_grpc/v1/inference.proto\"\xd8\x01\n\x0fRegisterRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12$\n\x06models\x18\x04 \x03(\x0b\x32\x14.llava_grpc.v1.Model\x12\r\n\x05speed\x18\x05 \x01(\x01\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x1c\n\x0f\x63heck_heartbeat\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07version\x18\x08 \x01(\tB\x12\n\x10_check_heartbeat\"t\n\x10RegisterResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x10HeartbeatRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\"n\n\x11HeartbeatsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\"#\n\x12HeartbeatsResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"(\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\"\"\n\x11HeartbeatResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"9\n\x11\x44\x65registerRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\'\n\x12\x44\x65registerResponse\x12\x11\n\twas_known\x18\x01 \x01(\x08\"\x14\n\x12ListWorkersRequest\"A\n\x13ListWorkersResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.llava_grpc.v1.WorkerInfo\"\xd9\x02\n\nWorkerInfo\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.llava_grpc.v1.WorkerState\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\r\n\x05speed\x18\x05 \x01(\x01\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x11\n\tin_flight\x18\x07 \x01(\r\x12*\n\rreported_load\x18\x08 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x30\n\rheartbeat_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rregistered_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63heck_heartbeat\x18\x0b \x01(\x08\x12\x0f\n\x07version\x18\x0c \x01(\t*\xa9\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x16\n\x12WORKER_STATE_ALIVE\x10\x02\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x03\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x04\x12\x15\n\x11WORKER_STATE_DEAD\x10\x05\x32\xb0\x03\n\x11\x43ontrollerService\x12K\n\x08Register\x12\x1e.llava_grpc.v1.RegisterRequest\x1a\x1f.llava_grpc.v1.RegisterResponse\x12U\n\nHeartbeats\x12 .llava_grpc.v1.HeartbeatsRequest\x1a!.llava_grpc.v1.HeartbeatsResponse(\x01\x30\x01\x12N\n\tHeartbeat\x12\x1f.llava_grpc.v1.HeartbeatRequest\x1a .llava_grpc.v1.HeartbeatResponse\x12Q\n\nDeregister\x12 .llava_grpc.v1.DeregisterRequest\x1a!.llava_grpc.v1.DeregisterResponse\x12T\n\x0bListWorkers\x12!.llava_grpc.v1.ListWorkersRequest\x1a\".llava_grpc.v1.ListWorkersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ellava_grpc/v1/controller.proto\x12\rllava_grpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bllava_grpc/v1/explain.proto\x1a\x1dllava_grpc/v1/inference.proto\"\xc5\x02\n\x0fRegisterRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12$\n\x06models\x18\x04 \x03(\x0b\x32\x14.llava_grpc.v1.Model\x12\r\n\x05speed\x18\x05 \x01(\x01\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x1c\n\x0f\x63heck_heartbeat\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x16\n\tkv_tokens\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x1c\n\x0f\x63\x61\x63hed_pictures\x18\n \x01(\x04H\x02\x88\x01\x01\x12\x13\n\x0b\x63ontrollers\x18\x0b \x03(\tB\x12\n\x10_check_heartbeatB\x0c\n\n_kv_tokensB\x12\n\x10_cached_pictures\"t\n\x10RegisterResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x10HeartbeatRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"\x80\x01\n\x11HeartbeatsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"#\n\x12HeartbeatsResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"(\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\"\"\n\x11HeartbeatResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"9\n\x11\x44\x65registerRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\'\n\x12\x44\x65registerResponse\x12\x11\n\twas_known\x18\x01 \x01(\x08\"\x14\n\x12ListWorkersRequest\"A\n\x13ListWorkersResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.llava_grpc.v1.WorkerInfo\"Z\n\x1d\x43ontrollerServiceDrainRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"}\n\x1e\x43ontrollerServiceDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\r\n\x05\x65nded\x18\x02 \x01(\r\x12-\n\ngrace_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\"\x85\x03\n\nWorkerInfo\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.llava_grpc.v1.WorkerState\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\r\n\x05speed\x18\x05 \x01(\x01\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x11\n\tin_flight\x18\x07 \x01(\r\x12*\n\rreported_load\x18\x08 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x30\n\rheartbeat_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rregistered_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63heck_heartbeat\x18\x0b \x01(\x08\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x11\n\tkv_tokens\x18\r \x01(\x04\x12\x17\n\x0f\x63\x61\x63hed_pictures\x18\x0e \x01(\x04*\xa9\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x16\n\x12WORKER_STATE_ALIVE\x10\x02\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x03\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x04\x12\x15\n\x11WORKER_STATE_DEAD\x10\x05\x32\xe4\x04\n\x11\x43ontrollerService\x12K\n\x08Register\x12\x1e.llava_grpc.v1.RegisterRequest\x1a\x1f.llava_grpc.v1.RegisterResponse\x12U\n\nHeartbeats\x12 .llava_grpc.v1.HeartbeatsRequest\x1a!.llava_grpc.v1.HeartbeatsResponse(\x01\x30\x01\x12N\n\tHeartbeat\x12\x1f.llava_grpc.v1.HeartbeatRequest\x1a .llava_grpc.v1.HeartbeatResponse\x12Q\n\nDeregister\x12 .llava_grpc.v1.DeregisterRequest\x1a!.llava_grpc.v1.DeregisterResponse\x12T\n\x0bListWorkers\x12!.llava_grpc.v1.ListWorkersRequest\x1a\".llava_grpc.v1.ListWorkersResponse\x12\x66\n\x05\x44rain\x12,.llava_grpc.v1.ControllerServiceDrainRequest\x1a-.llava_grpc.v1.ControllerServiceDrainResponse0\x01\x12J\n\x07\x45xplain\x12\x1d.llava_grpc.v1.ExplainRequest\x1a\x1e.llava_grpc.v1.ExplainResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llava_grpc.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=1358
-  _globals['_WORKERSTATE']._serialized_end=1527
-  _globals['_REGISTERREQUEST']._serialized_start=146
-  _globals['_REGISTERREQUEST']._serialized_end=362
-  _globals['_REGISTERRESPONSE']._serialized_start=364
-  _globals['_REGISTERRESPONSE']._serialized_end=480
-  _globals['_HEARTBEATREQUEST']._serialized_start=482
-  _globals['_HEARTBEATREQUEST']._serialized_end=591
-  _globals['_HEARTBEATSREQUEST']._serialized_start=593
-  _globals['_HEARTBEATSREQUEST']._serialized_end=703
-  _globals['_HEARTBEATSRESPONSE']._serialized_start=705
-  _globals['_HEARTBEATSRESPONSE']._serialized_end=740
-  _globals['_LOAD']._serialized_start=742
-  _globals['_LOAD']._serialized_end=782
-  _globals['_HEARTBEATRESPONSE']._serialized_start=784
-  _globals['_HEARTBEATRESPONSE']._serialized_end=818
-  _globals['_DEREGISTERREQUEST']._serialized_start=820
-  _globals['_DEREGISTERREQUEST']._serialized_end=877
-  _globals['_DEREGISTERRESPONSE']._serialized_start=879
-  _globals['_DEREGISTERRESPONSE']._serialized_end=918
-  _globals['_LISTWORKERSREQUEST']._serialized_start=920
-  _globals['_LISTWORKERSREQUEST']._serialized_end=940
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=942
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1007
-  _globals['_WORKERINFO']._serialized_start=1010
-  _globals['_WORKERINFO']._serialized_end=1355
-  _globals['_CONTROLLERSERVICE']._serialized_start=1530
-  _globals['_CONTROLLERSERVICE']._serialized_end=1962
+  _globals['_WORKERSTATE']._serialized_start=1796
+  _globals['_WORKERSTATE']._serialized_end=1965
+  _globals['_REGISTERREQUEST']._serialized_start=175
+  _globals['_REGISTERREQUEST']._serialized_end=500
+  _globals['_REGISTERRESPONSE']._serialized_start=502
+  _globals['_REGISTERRESPONSE']._serialized_end=618
+  _globals['_HEARTBEATREQUEST']._serialized_start=620
+  _globals['_HEARTBEATREQUEST']._serialized_end=747
+  _globals['_HEARTBEATSREQUEST']._serialized_start=750
+  _globals['_HEARTBEATSREQUEST']._serialized_end=878
+  _globals['_HEARTBEATSRESPONSE']._serialized_start=880
+  _globals['_HEARTBEATSRESPONSE']._serialized_end=915
+  _globals['_LOAD']._serialized_start=917
+  _globals['_LOAD']._serialized_end=957
+  _globals['_HEARTBEATRESPONSE']._serialized_start=959
+  _globals['_HEARTBEATRESPONSE']._serialized_end=993
+  _globals['_DEREGISTERREQUEST']._serialized_start=995
+  _globals['_DEREGISTERREQUEST']._serialized_end=1052
+  _globals['_DEREGISTERRESPONSE']._serialized_start=1054
+  _globals['_DEREGISTERRESPONSE']._serialized_end=1093
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1095
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1115
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1117
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1182
+  _globals['_CONTROLLERSERVICEDRAINREQUEST']._serialized_start=1184
+  _globals['_CONTROLLERSERVICEDRAINREQUEST']._serialized_end=1274
+  _globals['_CONTROLLERSERVICEDRAINRESPONSE']._serialized_start=1276
+  _globals['_CONTROLLERSERVICEDRAINRESPONSE']._serialized_end=1401
+  _globals['_WORKERINFO']._serialized_start=1404
+  _globals['_WORKERINFO']._serialized_end=1793
+  _globals['_CONTROLLERSERVICE']._serialized_start=1968
+  _globals['_CONTROLLERSERVICE']._serialized_end=2580
 # @@protoc_insertion_point(module_scope)

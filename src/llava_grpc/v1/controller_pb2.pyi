@@ -72,6 +72,9 @@ class RegisterRequest(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CHECK_HEARTBEAT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PICTURES_FIELD_NUMBER: _builtins.int
+    CONTROLLERS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port at which controller and clients reach the worker."""
     incarnation: _builtins.str
@@ -86,9 +89,21 @@ class RegisterRequest(_message.Message):
     """Whether to drop it when its heartbeats stop. Default true; false for workers that send none."""
     version: _builtins.str
     """The worker's release, for people."""
+    kv_tokens: _builtins.int
+    """Tokens that its cache of keys and values has room for, over all requests. Not set or 0: unknown, and only slots
+    bound what it is given.
+    """
+    cached_pictures: _builtins.int
+    """Pictures whose features it keeps. Not set or 0: unknown."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Model]:
         """What it serves. At least one."""
+
+    @_builtins.property
+    def controllers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the worker is a controller: its incarnation, and those of all controllers that stand behind it. None for a
+        worker of its own. A controller that finds itself among them refuses: requests would go round in circles.
+        """
 
     def __init__(
         self,
@@ -101,14 +116,26 @@ class RegisterRequest(_message.Message):
         slots: _builtins.int = ...,
         check_heartbeat: _builtins.bool | None = ...,
         version: _builtins.str = ...,
+        kv_tokens: _builtins.int | None = ...,
+        cached_pictures: _builtins.int | None = ...,
+        controllers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "check_heartbeat", b"check_heartbeat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_pictures", b"_cached_pictures", "_check_heartbeat", b"_check_heartbeat", "_kv_tokens", b"_kv_tokens", "cached_pictures", b"cached_pictures", "check_heartbeat", b"check_heartbeat", "kv_tokens", b"kv_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat", "address", b"address", "check_heartbeat", b"check_heartbeat", "incarnation", b"incarnation", "models", b"models", "protocol_version", b"protocol_version", "slots", b"slots", "speed", b"speed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_pictures", b"_cached_pictures", "_check_heartbeat", b"_check_heartbeat", "_kv_tokens", b"_kv_tokens", "address", b"address", "cached_pictures", b"cached_pictures", "check_heartbeat", b"check_heartbeat", "controllers", b"controllers", "incarnation", b"incarnation", "kv_tokens", b"kv_tokens", "models", b"models", "protocol_version", b"protocol_version", "slots", b"slots", "speed", b"speed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_pictures: _TypeAlias = _typing.Literal["cached_pictures"]  # noqa: Y015
+    _WhichOneofArgType__cached_pictures: _TypeAlias = _typing.Literal["_cached_pictures", b"_cached_pictures"]  # noqa: Y015
     _WhichOneofReturnType__check_heartbeat: _TypeAlias = _typing.Literal["check_heartbeat"]  # noqa: Y015
     _WhichOneofArgType__check_heartbeat: _TypeAlias = _typing.Literal["_check_heartbeat", b"_check_heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType__kv_tokens: _TypeAlias = _typing.Literal["kv_tokens"]  # noqa: Y015
+    _WhichOneofArgType__kv_tokens: _TypeAlias = _typing.Literal["_kv_tokens", b"_kv_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_pictures) -> _WhichOneofReturnType__cached_pictures | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__check_heartbeat) -> _WhichOneofReturnType__check_heartbeat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_tokens) -> _WhichOneofReturnType__kv_tokens | None: ...
 
 Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
 
@@ -152,12 +179,17 @@ class HeartbeatRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """As registered."""
     incarnation: _builtins.str
     """As registered."""
     sequence: _builtins.int
     """Counts this worker's heartbeats to this controller, from 1; an older one than the last seen is ignored."""
+    draining: _builtins.bool
+    """It drains: it takes nothing new, and leaves when what it has is done. Sent at once when that begins, and never taken
+    back in this life.
+    """
     @_builtins.property
     def load(self) -> Global___Load:
         """How busy it is, whoever sent the requests."""
@@ -169,10 +201,11 @@ class HeartbeatRequest(_message.Message):
         incarnation: _builtins.str = ...,
         sequence: _builtins.int = ...,
         load: Global___Load | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -188,6 +221,7 @@ class HeartbeatsRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """As registered. Needed in the first message; in later ones the same or nothing."""
     incarnation: _builtins.str
@@ -195,6 +229,10 @@ class HeartbeatsRequest(_message.Message):
     sequence: _builtins.int
     """Counts this worker's heartbeats to this controller, over all streams, from 1; an older one than the last seen is
     ignored.
+    """
+    draining: _builtins.bool
+    """It drains: it takes nothing new, and leaves when what it has is done. Sent at once when that begins, and never taken
+    back in this life.
     """
     @_builtins.property
     def load(self) -> Global___Load:
@@ -207,10 +245,11 @@ class HeartbeatsRequest(_message.Message):
         incarnation: _builtins.str = ...,
         sequence: _builtins.int = ...,
         load: Global___Load | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "load", b"load", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -376,6 +415,70 @@ class ListWorkersResponse(_message.Message):
 Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
 
 @_typing.final
+class ControllerServiceDrainRequest(_message.Message):
+    """Which worker, and how long it may take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port, as registered."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """As in WorkerServiceDrainRequest."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "grace", b"grace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerServiceDrainRequest: _TypeAlias = ControllerServiceDrainRequest  # noqa: Y015
+
+@_typing.final
+class ControllerServiceDrainResponse(_message.Message):
+    """How far the worker is; as WorkerServiceDrainResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    GRACE_LEFT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """Streams that it still answers."""
+    ended: _builtins.int
+    """Streams that it ended with SHUTTING_DOWN as the grace time was over."""
+    done: _builtins.bool
+    """It has left its controllers. True in the last message alone."""
+    @_builtins.property
+    def grace_left(self) -> _duration_pb2.Duration:
+        """What is left of the grace time."""
+
+    def __init__(
+        self,
+        *,
+        running: _builtins.int = ...,
+        ended: _builtins.int = ...,
+        grace_left: _duration_pb2.Duration | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_left", b"grace_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "ended", b"ended", "grace_left", b"grace_left", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerServiceDrainResponse: _TypeAlias = ControllerServiceDrainResponse  # noqa: Y015
+
+@_typing.final
 class WorkerInfo(_message.Message):
     """What the controller knows of a worker."""
 
@@ -393,6 +496,8 @@ class WorkerInfo(_message.Message):
     REGISTERED_AT_FIELD_NUMBER: _builtins.int
     CHECK_HEARTBEAT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PICTURES_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port."""
     incarnation: _builtins.str
@@ -409,6 +514,10 @@ class WorkerInfo(_message.Message):
     """False: exempt from the reaper."""
     version: _builtins.str
     """Its release."""
+    kv_tokens: _builtins.int
+    """As registered; 0 where unknown."""
+    cached_pictures: _builtins.int
+    """As registered; 0 where unknown."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the models that it serves."""
@@ -440,10 +549,12 @@ class WorkerInfo(_message.Message):
         registered_at: _timestamp_pb2.Timestamp | None = ...,
         check_heartbeat: _builtins.bool = ...,
         version: _builtins.str = ...,
+        kv_tokens: _builtins.int = ...,
+        cached_pictures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_age", b"heartbeat_age", "registered_at", b"registered_at", "reported_load", b"reported_load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "check_heartbeat", b"check_heartbeat", "heartbeat_age", b"heartbeat_age", "in_flight", b"in_flight", "incarnation", b"incarnation", "models", b"models", "registered_at", b"registered_at", "reported_load", b"reported_load", "slots", b"slots", "speed", b"speed", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cached_pictures", b"cached_pictures", "check_heartbeat", b"check_heartbeat", "heartbeat_age", b"heartbeat_age", "in_flight", b"in_flight", "incarnation", b"incarnation", "kv_tokens", b"kv_tokens", "models", b"models", "registered_at", b"registered_at", "reported_load", b"reported_load", "slots", b"slots", "speed", b"speed", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from llava_grpc.v1 import controller_pb2 as llava__grpc_dot_v1_dot_controller__pb2
+from llava_grpc.v1 import explain_pb2 as llava__grpc_dot_v1_dot_explain__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -27,8 +28,8 @@ if _version_not_supported:
 
 class ControllerServiceStub(object):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
-    UNAUTHENTICATED.
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat, Deregister and Drain: without
+    it UNAUTHENTICATED.
     """
 
     def __init__(self, channel):
@@ -62,21 +63,33 @@ class ControllerServiceStub(object):
                 request_serializer=llava__grpc_dot_v1_dot_controller__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=llava__grpc_dot_v1_dot_controller__pb2.ListWorkersResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/llava_grpc.v1.ControllerService/Drain',
+                request_serializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainRequest.SerializeToString,
+                response_deserializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_stream(
+                '/llava_grpc.v1.ControllerService/Explain',
+                request_serializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer(object):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
-    UNAUTHENTICATED.
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat, Deregister and Drain: without
+    it UNAUTHENTICATED.
     """
 
     def Register(self, request, context):
         """Makes a worker known, or replaces what is known of the worker at its address.
 
         The controller calls the worker back at the address before it answers, so the worker must be serving already.
-        Caller: a worker, at its start and whenever a heartbeat is answered "unknown". Idempotent: yes.
+        Caller: a worker, at its start and whenever a heartbeat is answered "unknown" or what it serves has changed; a
+        controller that serves another one as a worker. Idempotent: yes; a worker that drains stays so.
         Statuses: INVALID_ARGUMENT (speed negative or not a number, no model, no slots, bad address), FAILED_PRECONDITION
-        (nobody, or another incarnation, answers at the address; protocol version not spoken), UNAUTHENTICATED.
+        (nobody, or another incarnation, answers at the address; the worker is this controller, or one behind which it
+        stands; protocol version not spoken), UNAUTHENTICATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +140,31 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Has a worker finish what it has, take nothing new, leave all its controllers and end: WorkerService.Drain, for those
+        who reach the controller alone. What the worker says of its progress is passed on; the drain goes on whether or not
+        anybody listens.
+
+        Caller: an operator. Idempotent: yes (who asks again joins; the earlier end of the grace time counts). Statuses:
+        NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
+        UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+        how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+        under way.
+
+        Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+        nothing is known of a request, any more or at all: then no message comes).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -155,6 +193,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     request_deserializer=llava__grpc_dot_v1_dot_controller__pb2.ListWorkersRequest.FromString,
                     response_serializer=llava__grpc_dot_v1_dot_controller__pb2.ListWorkersResponse.SerializeToString,
             ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainRequest.FromString,
+                    response_serializer=llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainRequest.FromString,
+                    response_serializer=llava__grpc_dot_v1_dot_explain__pb2.ExplainResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llava_grpc.v1.ControllerService', rpc_method_handlers)
@@ -165,8 +213,8 @@ def add_ControllerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ControllerService(object):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
-    UNAUTHENTICATED.
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat, Deregister and Drain: without
+    it UNAUTHENTICATED.
     """
 
     @staticmethod
@@ -294,6 +342,60 @@ class ControllerService(object):
             '/llava_grpc.v1.ControllerService/ListWorkers',
             llava__grpc_dot_v1_dot_controller__pb2.ListWorkersRequest.SerializeToString,
             llava__grpc_dot_v1_dot_controller__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llava_grpc.v1.ControllerService/Drain',
+            llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainRequest.SerializeToString,
+            llava__grpc_dot_v1_dot_controller__pb2.ControllerServiceDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llava_grpc.v1.ControllerService/Explain',
+            llava__grpc_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+            llava__grpc_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Membership: how workers make themselves known, and who is there."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from llava_grpc.v1 import controller_pb2 as _controller_pb2
+from llava_grpc.v1 import explain_pb2 as _explain_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -28,8 +29,8 @@ GRPC_VERSION: str
 
 class ControllerServiceStub:
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
-    UNAUTHENTICATED.
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat, Deregister and Drain: without
+    it UNAUTHENTICATED.
     """
 
     @_typing.overload
@@ -40,9 +41,11 @@ class ControllerServiceStub:
     """Makes a worker known, or replaces what is known of the worker at its address.
 
     The controller calls the worker back at the address before it answers, so the worker must be serving already.
-    Caller: a worker, at its start and whenever a heartbeat is answered "unknown". Idempotent: yes.
+    Caller: a worker, at its start and whenever a heartbeat is answered "unknown" or what it serves has changed; a
+    controller that serves another one as a worker. Idempotent: yes; a worker that drains stays so.
     Statuses: INVALID_ARGUMENT (speed negative or not a number, no model, no slots, bad address), FAILED_PRECONDITION
-    (nobody, or another incarnation, answers at the address; protocol version not spoken), UNAUTHENTICATED.
+    (nobody, or another incarnation, answers at the address; the worker is this controller, or one behind which it
+    stands; protocol version not spoken), UNAUTHENTICATED.
     """
     Heartbeats: _grpc.StreamStreamMultiCallable[_controller_pb2.HeartbeatsRequest, _controller_pb2.HeartbeatsResponse]
     """Says that a worker is alive and how busy it is, for as long as it is: one stream a worker, kept open.
@@ -73,12 +76,29 @@ class ControllerServiceStub:
 
     Caller: anybody. Idempotent: yes. Statuses: OK.
     """
+    Drain: _grpc.UnaryStreamMultiCallable[_controller_pb2.ControllerServiceDrainRequest, _controller_pb2.ControllerServiceDrainResponse]
+    """Has a worker finish what it has, take nothing new, leave all its controllers and end: WorkerService.Drain, for those
+    who reach the controller alone. What the worker says of its progress is passed on; the drain goes on whether or not
+    anybody listens.
+
+    Caller: an operator. Idempotent: yes (who asks again joins; the earlier end of the grace time counts). Statuses:
+    NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
+    UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
+    """
+    Explain: _grpc.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]
+    """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+    how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+    under way.
+
+    Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+    nothing is known of a request, any more or at all: then no message comes).
+    """
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
-    UNAUTHENTICATED.
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat, Deregister and Drain: without
+    it UNAUTHENTICATED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -86,9 +106,11 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Makes a worker known, or replaces what is known of the worker at its address.
 
     The controller calls the worker back at the address before it answers, so the worker must be serving already.
-    Caller: a worker, at its start and whenever a heartbeat is answered "unknown". Idempotent: yes.
+    Caller: a worker, at its start and whenever a heartbeat is answered "unknown" or what it serves has changed; a
+    controller that serves another one as a worker. Idempotent: yes; a worker that drains stays so.
     Statuses: INVALID_ARGUMENT (speed negative or not a number, no model, no slots, bad address), FAILED_PRECONDITION
-    (nobody, or another incarnation, answers at the address; protocol version not spoken), UNAUTHENTICATED.
+    (nobody, or another incarnation, answers at the address; the worker is this controller, or one behind which it
+    stands; protocol version not spoken), UNAUTHENTICATED.
     """
     Heartbeats: _aio.StreamStreamMultiCallable[_controller_pb2.HeartbeatsRequest, _controller_pb2.HeartbeatsResponse]  # type: ignore[assignment]
     """Says that a worker is alive and how busy it is, for as long as it is: one stream a worker, kept open.
@@ -119,11 +141,28 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
 
     Caller: anybody. Idempotent: yes. Statuses: OK.
     """
+    Drain: _aio.UnaryStreamMultiCallable[_controller_pb2.ControllerServiceDrainRequest, _controller_pb2.ControllerServiceDrainResponse]  # type: ignore[assignment]
+    """Has a worker finish what it has, take nothing new, leave all its controllers and end: WorkerService.Drain, for those
+    who reach the controller alone. What the worker says of its progress is passed on; the drain goes on whether or not
+    anybody listens.
+
+    Caller: an operator. Idempotent: yes (who asks again joins; the earlier end of the grace time counts). Statuses:
+    NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
+    UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
+    """
+    Explain: _aio.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]  # type: ignore[assignment]
+    """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+    how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+    under way.
+
+    Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+    nothing is known of a request, any more or at all: then no message comes).
+    """
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The fleet's register. Served by the controller alone. A controller that listens beyond loopback demands a join token
-    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat and Deregister: without it
-    UNAUTHENTICATED.
+    of workers, as metadata `authorization: Bearer TOKEN` on Register, Heartbeats, Heartbeat, Deregister and Drain: without
+    it UNAUTHENTICATED.
     """
 
     @_abc_1.abstractmethod
@@ -135,9 +174,11 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a worker known, or replaces what is known of the worker at its address.
 
         The controller calls the worker back at the address before it answers, so the worker must be serving already.
-        Caller: a worker, at its start and whenever a heartbeat is answered "unknown". Idempotent: yes.
+        Caller: a worker, at its start and whenever a heartbeat is answered "unknown" or what it serves has changed; a
+        controller that serves another one as a worker. Idempotent: yes; a worker that drains stays so.
         Statuses: INVALID_ARGUMENT (speed negative or not a number, no model, no slots, bad address), FAILED_PRECONDITION
-        (nobody, or another incarnation, answers at the address; protocol version not spoken), UNAUTHENTICATED.
+        (nobody, or another incarnation, answers at the address; the worker is this controller, or one behind which it
+        stands; protocol version not spoken), UNAUTHENTICATED.
         """
 
     @_abc_1.abstractmethod
@@ -191,6 +232,35 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         """The workers known, with their state and load.
 
         Caller: anybody. Idempotent: yes. Statuses: OK.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _controller_pb2.ControllerServiceDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.ControllerServiceDrainResponse], _abc.AsyncIterator[_controller_pb2.ControllerServiceDrainResponse]]:
+        """Has a worker finish what it has, take nothing new, leave all its controllers and end: WorkerService.Drain, for those
+        who reach the controller alone. What the worker says of its progress is passed on; the drain goes on whether or not
+        anybody listens.
+
+        Caller: an operator. Idempotent: yes (who asks again joins; the earlier end of the grace time counts). Statuses:
+        NOT_FOUND (no such worker on the register, perhaps not any more), FAILED_PRECONDITION (it does not answer),
+        UNAVAILABLE (it died before it was through), UNAUTHENTICATED.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _explain_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explain_pb2.ExplainResponse], _abc.AsyncIterator[_explain_pb2.ExplainResponse]]:
+        """What became of requests and why: who could have had each, how they were weighed, who was chosen, how long it waited,
+        how it ended. A record a message, the oldest first. Records are kept of the last few thousand requests, also of those
+        under way.
+
+        Caller: anybody; a record holds no text and no picture, only digests. Idempotent: yes. Statuses: OK (also where
+        nothing is known of a request, any more or at all: then no message comes).
         """
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -95,7 +95,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_new_tokens were made."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 3
-    """It was cancelled on the server's side."""
+    """Never sent: who cancels a call gets no frame more, and an answer that a server cuts short ends in an error."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -107,7 +107,7 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_new_tokens were made."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
-"""It was cancelled on the server's side."""
+"""Never sent: who cancels a call gets no frame more, and an answer that a server cuts short ends in an error."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final

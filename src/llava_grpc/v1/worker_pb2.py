@@ -22,21 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from llava_grpc.v1 import controller_pb2 as llava__grpc_dot_v1_dot_controller__pb2
 from llava_grpc.v1 import inference_pb2 as llava__grpc_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allava_grpc/v1/worker.proto\x12\rllava_grpc.v1\x1a\x1ellava_grpc/v1/controller.proto\x1a\x1dllava_grpc/v1/inference.proto\"\x12\n\x10GetStatusRequest\"\xbb\x01\n\x11GetStatusResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12$\n\x06models\x18\x02 \x03(\x0b\x32\x14.llava_grpc.v1.Model\x12\r\n\x05slots\x18\x03 \x01(\r\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x18\n\x10tokens_generated\x18\x07 \x01(\x04\x32_\n\rWorkerService\x12N\n\tGetStatus\x12\x1f.llava_grpc.v1.GetStatusRequest\x1a .llava_grpc.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allava_grpc/v1/worker.proto\x12\rllava_grpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ellava_grpc/v1/controller.proto\x1a\x1dllava_grpc/v1/inference.proto\"\x12\n\x10GetStatusRequest\"\xcd\x01\n\x11GetStatusResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12$\n\x06models\x18\x02 \x03(\x0b\x32\x14.llava_grpc.v1.Model\x12\r\n\x05slots\x18\x03 \x01(\r\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.llava_grpc.v1.Load\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x18\n\x10tokens_generated\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\"E\n\x19WorkerServiceDrainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"y\n\x1aWorkerServiceDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\r\n\x05\x65nded\x18\x02 \x01(\r\x12-\n\ngrace_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x32\xbf\x01\n\rWorkerService\x12N\n\tGetStatus\x12\x1f.llava_grpc.v1.GetStatusRequest\x1a .llava_grpc.v1.GetStatusResponse\x12^\n\x05\x44rain\x12(.llava_grpc.v1.WorkerServiceDrainRequest\x1a).llava_grpc.v1.WorkerServiceDrainResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llava_grpc.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=108
-  _globals['_GETSTATUSREQUEST']._serialized_end=126
-  _globals['_GETSTATUSRESPONSE']._serialized_start=129
-  _globals['_GETSTATUSRESPONSE']._serialized_end=316
-  _globals['_WORKERSERVICE']._serialized_start=318
-  _globals['_WORKERSERVICE']._serialized_end=413
+  _globals['_GETSTATUSREQUEST']._serialized_start=140
+  _globals['_GETSTATUSREQUEST']._serialized_end=158
+  _globals['_GETSTATUSRESPONSE']._serialized_start=161
+  _globals['_GETSTATUSRESPONSE']._serialized_end=366
+  _globals['_WORKERSERVICEDRAINREQUEST']._serialized_start=368
+  _globals['_WORKERSERVICEDRAINREQUEST']._serialized_end=437
+  _globals['_WORKERSERVICEDRAINRESPONSE']._serialized_start=439
+  _globals['_WORKERSERVICEDRAINRESPONSE']._serialized_end=560
+  _globals['_WORKERSERVICE']._serialized_start=563
+  _globals['_WORKERSERVICE']._serialized_end=754
 # @@protoc_insertion_point(module_scope)

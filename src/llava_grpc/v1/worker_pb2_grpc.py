@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WorkerServiceStub(object):
-    """Served by each worker.
+    """Served by each worker, and by each controller, which may be another one's worker.
     """
 
     def __init__(self, channel):
@@ -40,10 +40,15 @@ class WorkerServiceStub(object):
                 request_serializer=llava__grpc_dot_v1_dot_worker__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=llava__grpc_dot_v1_dot_worker__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/llava_grpc.v1.WorkerService/Drain',
+                request_serializer=llava__grpc_dot_v1_dot_worker__pb2.WorkerServiceDrainRequest.SerializeToString,
+                response_deserializer=llava__grpc_dot_v1_dot_worker__pb2.WorkerServiceDrainResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
-    """Served by each worker.
+    """Served by each worker, and by each controller, which may be another one's worker.
     """
 
     def GetStatus(self, request, context):
@@ -51,6 +56,21 @@ class WorkerServiceServicer(object):
 
         Caller: a controller, when the worker registers (is it reachable, is it the same life?) and when in doubt; people.
         Idempotent: yes. Statuses: OK.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Has it finish what it has, take nothing new, leave its controllers and end its process, with exit code 0. SIGTERM does
+        the same. From the first message on it refuses requests with SHUTTING_DOWN, its health is NOT_SERVING, and its
+        controllers send it nothing. Streams that outlast the grace time end with SHUTTING_DOWN and can be resumed elsewhere.
+
+        A message comes at once, then whenever the number of streams has changed and every second, until it has left. The
+        drain goes on whether or not anybody listens.
+        Caller: an operator, or a controller on his behalf. Where the node was given a join token it is demanded, as metadata
+        `authorization: Bearer TOKEN`; where it was given none and listens beyond loopback, nobody may. Idempotent: yes (who
+        asks again joins; the earlier end of the grace time counts). Statuses: UNAUTHENTICATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +84,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=llava__grpc_dot_v1_dot_worker__pb2.GetStatusRequest.FromString,
                     response_serializer=llava__grpc_dot_v1_dot_worker__pb2.GetStatusResponse.SerializeToString,
             ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=llava__grpc_dot_v1_dot_worker__pb2.WorkerServiceDrainRequest.FromString,
+                    response_serializer=llava__grpc_dot_v1_dot_worker__pb2.WorkerServiceDrainResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llava_grpc.v1.WorkerService', rpc_method_handlers)
@@ -73,7 +98,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService(object):
-    """Served by each worker.
+    """Served by each worker, and by each controller, which may be another one's worker.
     """
 
     @staticmethod
@@ -93,6 +118,33 @@ class WorkerService(object):
             '/llava_grpc.v1.WorkerService/GetStatus',
             llava__grpc_dot_v1_dot_worker__pb2.GetStatusRequest.SerializeToString,
             llava__grpc_dot_v1_dot_worker__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llava_grpc.v1.WorkerService/Drain',
+            llava__grpc_dot_v1_dot_worker__pb2.WorkerServiceDrainRequest.SerializeToString,
+            llava__grpc_dot_v1_dot_worker__pb2.WorkerServiceDrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

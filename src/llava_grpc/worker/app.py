@@ -6,23 +6,21 @@ Law: a taken port is found before anything is loaded, and the worker serves (wit
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
 from collections.abc import Callable
-
-import grpc.aio
 
 from llava_grpc import __version__
 from llava_grpc.config import EngineSettings, WorkerSettings
-from llava_grpc.core.registry import Registration
+from llava_grpc.core.worker import Registration
 from llava_grpc.engines.base import Engine, Progress, load_engine
+from llava_grpc.membership.drain import LAST_WORDS, Drain
+from llava_grpc.membership.memberships import Memberships
+from llava_grpc.rpc.addresses import own_address
 from llava_grpc.rpc.identity import new_incarnation
 from llava_grpc.rpc.server import NodeServer
 from llava_grpc.rpc.world import World
 from llava_grpc.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llava_grpc.worker.host import EngineHost
-from llava_grpc.worker.membership import Membership
 from llava_grpc.worker.servicer import WorkerServicer
 
 _log = logging.getLogger(__name__)
@@ -49,12 +47,12 @@ class WorkerNode:
         self._world = world or World()
         self._load_engine = load_engine
         self._incarnation = new_incarnation(self._world.random)
-        self._memberships: list[Membership] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._channels: list[grpc.aio.Channel] = []
+        self._drain = Drain("the worker", settings.server.grace)
+        self._servicer = WorkerServicer(self._incarnation, self._drain, settings, self._world.random)
+        self._memberships = Memberships(settings.controllers, self._servicer.load, settings.join_token, self._world)
         self._host: EngineHost | None = None
-        self._servicer: WorkerServicer | None = None
         self._node: NodeServer | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self.address = ""
 
     @property
@@ -75,97 +73,60 @@ class WorkerNode:
             SettingsError: the port is taken.
             EngineStartError: the engine cannot be started.
         """
-        settings = self._settings
-        servicer = self._servicer = WorkerServicer(self._incarnation, self._world.random)
+        settings, servicer = self._settings, self._servicer
         node = self._node = await self._world.bind_server(settings.server, _SERVICES, ())
         # The generated types ask for subclasses whose streams are generators; ours write to the context.
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, node.server)  # type: ignore[arg-type]
-        self.address = servicer.address = settings.address or self._own_address(node.port)
+        own = own_address(settings.server.host, node.port, settings.controllers)
+        self.address = servicer.address = settings.address or own
         await node.server.start()
+        self._leaving = asyncio.create_task(self._drain.carry_out(node, self._memberships), name="drain")
         # In a thread: importing an engine's library takes seconds, and health is to answer meanwhile.
         engine = await asyncio.to_thread(self._load_engine, settings.engine_name, settings.engine)
         host = EngineHost(engine, self._world.clock)
         await host.start(self._progress)
         self._host = servicer.host = host
+        if self._drain.begun.is_set():  # it was told so while it loaded
+            return
         await node.set_serving(True)
         card = engine.card
         _log.info("serving %s at %s with %d slots, engine %s", card.name, self.address, engine.slots, engine.name)
-        for controller in settings.controllers:
-            self._join(controller)
-
-    def _join(self, controller: str) -> None:
-        channel = self._world.open_channel(controller)
-        self._channels.append(channel)
-        assert self._servicer is not None
-        engine = self.host.engine
-        membership = Membership(
-            controller=controller,
-            channel=channel,
-            registration=Registration(
+        self._memberships.join(
+            Registration(
                 address=self.address,
                 incarnation=self._incarnation,
-                cards=(engine.card,),
+                cards=(card,),
                 speed=engine.speed,
                 slots=engine.slots,
-                check_heartbeat=self._settings.check_heartbeat,
+                check_heartbeat=settings.check_heartbeat,
                 version=__version__,
-            ),
-            load=self._servicer.load,
-            join_token=self._settings.join_token,
-            random=self._world.random,
+                kv_tokens=engine.kv_tokens,
+                cached_pictures=engine.cached_pictures,
+            )
         )
-        self._memberships.append(membership)
-        self._tasks.append(asyncio.create_task(membership.run(), name=f"membership of {controller}"))
 
     async def registered(self) -> None:
         """Wait until every controller has registered this worker."""
-        await asyncio.gather(*(membership.registered.wait() for membership in self._memberships))
+        await self._memberships.registered()
 
     async def wait(self) -> None:
-        """Wait until the node must end.
+        """Wait until the node must end: it has drained.
 
         Raises:
             MembershipError, RegistrationInvalidError: a controller refused it for good.
         """
-        if self._tasks:
-            await asyncio.gather(*self._tasks)
-        else:
-            await asyncio.get_running_loop().create_future()
+        await self._drain.wait(self._memberships)
 
     async def stop(self) -> None:
-        """Leave the fleet, let running streams end within the grace time, stop. May be called at any stage."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._servicer is not None:
-            self._servicer.draining = True
+        """Leave the fleet, let running streams end within the grace time, stop. At any stage, any number of times."""
+        if self._leaving is not None:
+            self._drain.begin()
+            await self._leaving
         if self._node is not None:
-            await self._node.set_serving(False)
-        await asyncio.gather(*(membership.leave() for membership in self._memberships))
-        if self._node is not None:
-            await self._node.server.stop(self._settings.server.grace)
-        if self._host is not None:
-            await self._host.close()
-        for channel in self._channels:
-            await channel.close()
+            await self._node.server.stop(LAST_WORDS)
+        host, self._host = self._host, None
+        if host is not None:
+            await host.close()
+        await self._memberships.close()
         _log.info("stopped")
-
-    def _own_address(self, port: int) -> str:
-        """Where others reach this node when nothing else was said."""
-        host = self._settings.server.host
-        if host in ("0.0.0.0", "::", ""):
-            host = _address_towards(self._settings.controllers)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _address_towards(controllers: tuple[str, ...]) -> str:
-    """This machine's address on the way to the first controller. Nothing is sent: a UDP connect only looks it up."""
-    for controller in controllers:
-        host, _, port = controller.rpartition(":")
-        with contextlib.suppress(OSError, ValueError):
-            family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-            with socket.socket(family[0], socket.SOCK_DGRAM) as probe:
-                probe.connect(family[4])
-                return str(probe.getsockname()[0])
-    return socket.gethostname()

@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from llava_grpc.core.admission import RETRY_WHEN_FULL
 from llava_grpc.core.pacing import FrameBudget
 from llava_grpc.core.prompt import GenerationRequest
-from llava_grpc.core.stream import Delta, Finished, Timings
+from llava_grpc.core.stream import Delta, Finished, FinishReason, Timings
 from llava_grpc.engines.base import Began, Ended, Engine, EngineEvent, Failed, Progress, Ticket
-from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, LlavaGrpcError
+from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, LlavaGrpcError, ShuttingDownError
 
 PREPARING_THREADS = 4
 """Requests whose pictures and prompts are prepared at the same time."""
@@ -84,6 +84,7 @@ class Answer:
         """Deltas, joined where several have come, and the Finished.
 
         Raises:
+            ShuttingDownError: the engine was closed before the answer was complete.
             LlavaGrpcError: the engine failed.
         """
         first = True
@@ -103,6 +104,8 @@ class Answer:
                     yield joined
                 if isinstance(event, Failed):
                     raise event.error
+                if event.reason is FinishReason.CANCELLED:  # nobody who reads on has cancelled it
+                    raise ShuttingDownError("the engine was closed")
                 timings = Timings(self._queue, self._first_token, self._total)
                 yield Finished(event.reason, event.usage, timings, event.stop_sequence)
                 return

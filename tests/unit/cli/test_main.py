@@ -9,17 +9,19 @@ import pytest
 
 from llava_grpc.cli.main import run
 
-HEAVY = {"torch", "transformers", "grpc", "google", "PIL", "numpy", "asyncio"}
+HEAVY = {"torch", "transformers", "grpc", "google", "PIL", "numpy", "asyncio", "fastapi", "uvicorn", "pydantic"}
 
 
-LIGHT = """
+COMMANDS = ("up", "controller", "worker", "gateway", "drain", "generate", "models", "workers", "explain", "simulate")
+LIGHT = f"""
+COMMANDS = {COMMANDS!r}
 import llava_grpc, llava_grpc.demo
 from llava_grpc.cli.main import run
 run([])
 run(["--help"])
 run(["--version"])
 run(["version"])
-for command in ("up", "controller", "worker", "generate", "models", "workers", "simulate"):
+for command in COMMANDS:
     run([command, "--help"])
 run(["up", "--port", "x"])
 """
@@ -34,15 +36,13 @@ def test_nothing_heavy_is_loaded_for_help():
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert run([]) == 0
     bare = capsys.readouterr().out
-    for command in ("up", "controller", "worker", "generate", "models", "workers", "simulate", "version"):
+    for command in (*COMMANDS, "version"):
         assert f" {command} " in bare
     assert run(["--help"]) == 0
     assert capsys.readouterr().out.split() == bare.split()
 
 
-@pytest.mark.parametrize(
-    "command", ["up", "controller", "worker", "generate", "models", "workers", "simulate", "version"]
-)
+@pytest.mark.parametrize("command", [*COMMANDS, "version"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
     assert run([command, "--help"]) == 0
     assert "Usage: llava-grpc" in capsys.readouterr().out

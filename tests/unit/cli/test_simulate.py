@@ -42,6 +42,9 @@ def test_without_matplotlib_it_says_what_to_install_before_it_computes(
         ([*SMALL, "--plot", "plot.pdf"], "ends neither in .png nor in .svg"),
         ([*SMALL, "--strategy", "best"], "no strategy 'best'"),
         (["simulate", "closed-forms", "--plot", "plot.svg"], "no distributions"),
+        (["simulate", "reuse", "--replay", "load.jsonl"], "leave preset and such options out"),
+        (["simulate", "--replay", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["simulate"], "no preset ''"),
     ],
 )
 def test_what_makes_no_sense_is_told_at_once(line: list[str], says: str, capsys: pytest.CaptureFixture[str]):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from llava_grpc.core.registry import Registration
 from llava_grpc.core.stream import ModelCard
+from llava_grpc.core.worker import Registration
 
 Register = Callable[..., Registration]
 

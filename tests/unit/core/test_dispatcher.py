@@ -11,9 +11,10 @@ import pytest
 from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import NOTHING, Demand, Piece, plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.strategies import STRATEGIES, shortest_queue
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import (
     AllSlotsTakenError,
     AllSpeedsZeroError,
@@ -141,6 +142,19 @@ def test_a_worker_of_speed_zero_gets_nothing_beside_others_not_even_when_they_ar
     assert dispatcher.waiting("m") == 1
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_no_strategy_gives_a_worker_of_speed_zero_anything(registration: Make, name: str):
+    dispatcher = Dispatcher(Registry(expiry=90), STRATEGIES[name], Random(7), strategy_name=name)
+    for port, speed in enumerate((0.0, 0.5, 0.0, 2.0), 1):
+        dispatcher.registry.register(registration(port, slots=10_000, speed=speed), now=0)
+    chosen = {assign(dispatcher, "m", demand=plain(10)).address for _ in range(2_000)}
+    assert chosen == {"127.0.0.1:2", "127.0.0.1:4"}
+    for port in (2, 4):
+        dispatcher.registry.deregister(f"127.0.0.1:{port}", f"life-of-{port}")
+    with pytest.raises(AllSpeedsZeroError):
+        assign(dispatcher, "m")
+
+
 def test_no_worker_is_promised_more_cache_than_it_has_but_an_idle_one_takes_anything(
     dispatcher: Dispatcher, registration: Make
 ):
@@ -243,7 +257,7 @@ def test_rows_say_what_the_workers_say_after_any_history(registration: Make, nam
                 assert worker.unread == sum(a.unread for a in mine), f"seed {seed} step {step}"
                 usable = worker.state is WorkerState.ALIVE and worker.in_flight < worker.registration.slots
                 assert registry.columns.open[worker.row] == usable, f"seed {seed} step {step}"
-                speed, queue, room, unread = registry.columns.taken(np.array([worker.row]))
+                speed, queue, room, unread = registry.columns.taken(np.array([worker.row]), {}, {})[:4]
                 assert (speed[0], queue[0]) == (1.0, worker.queue_length), f"seed {seed} step {step}"
                 assert (room[0], unread[0]) == (4 - worker.in_flight, worker.unread), f"seed {seed} step {step}"
             rows = [worker.row for worker in registry.workers()]

@@ -9,9 +9,10 @@ from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import plain
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.prompt import Priority
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import shortest_queue
 from llava_grpc.core.stream import Fingerprint, ModelCard
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import DeadlineExceededError, NoLiveWorkerError
 
 Make = Callable[..., Registration]

@@ -9,8 +9,9 @@ from llava_grpc.core.admission import Entry, QueueLimits
 from llava_grpc.core.demand import Demand, Piece
 from llava_grpc.core.dispatcher import Assignment, Dispatcher
 from llava_grpc.core.history import SHOWN, History
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.strategies import STRATEGIES
+from llava_grpc.core.worker import Registration
 
 Make = Callable[..., Registration]
 
@@ -71,7 +72,10 @@ def test_of_many_candidates_the_best_and_the_chosen_are_kept(registration: Make,
         [decision] = record.decisions
         assert decision.candidates == 100
         considered = decision.considered
-        assert len(considered) == (2 if name == "power_of_two" else SHOWN)
+        if name == "cache_affinity":  # only those that hold something were weighed, where anybody does
+            assert 1 <= len(considered) <= SHOWN
+        else:
+            assert len(considered) == (2 if name == "power_of_two" else SHOWN)
         assert decision.address in {one.address for one in considered}
         if name != "lottery":
             assert considered[0].score == next(one.score for one in considered if one.address == decision.address)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.states import WorkerState
 from llava_grpc.core.stream import Fingerprint, ModelCard
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import RegistrationInvalidError
 
 Make = Callable[..., Registration]
@@ -199,3 +200,48 @@ def test_whatever_happens_the_indices_agree_and_the_expired_are_gone(actions: li
         assert all(worker.state is not WorkerState.DEAD for worker in everybody)
         indexed = {worker.address for name in registry.model_names() for worker in registry.serving(name)}
         assert indexed == {worker.address for worker in everybody}
+
+
+# ------------------------------------------------------------------------------------------------------------- draining
+
+
+def test_a_worker_that_drains_gets_no_work_and_stays_so(registration: Make):
+    registry = Registry(expiry=90)
+    registry.register(registration(), now=0)
+    registry.drain("127.0.0.1:1", "another life")
+    [worker] = registry.workers()
+    assert worker.state is WorkerState.ALIVE
+    registry.drain(worker.address, worker.incarnation)
+    for _ in range(2):
+        assert worker.state is WorkerState.DRAINING
+        assert not registry.columns.open[registry.rows("m")].any()
+        assert list(registry.models()) == []
+        registry.heartbeat(worker.address, worker.incarnation, 1, 0, 0, now=1)
+        registry.call_failed(worker.address, worker.incarnation, now=1)
+        registry.answered(worker.address, worker.incarnation)
+        registry.register(registration(), now=2)  # a repeated call that comes late
+    registry.register(registration(incarnation="next"), now=3)
+    [next_life] = registry.workers()
+    assert next_life.state is WorkerState.ALIVE
+
+
+def test_who_may_get_work_does_not_change_unheard(registration: Make):
+    changes: list[str] = []
+    now = ""
+    registry = Registry(expiry=90, on_change=lambda: changes.append(now))
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("registered", lambda: registry.register(registration(), now=0)),
+        ("suspect", lambda: registry.call_failed("127.0.0.1:1", "life-of-1", now=1)),
+        ("well", lambda: registry.answered("127.0.0.1:1", "life-of-1")),
+        ("again, with more", lambda: registry.register(registration(slots=9), now=1)),
+        ("draining", lambda: registry.drain("127.0.0.1:1", "life-of-1")),
+        ("expired", lambda: registry.expire(now=1000)),
+    ]
+    for now, step in steps:  # noqa: B007
+        step()
+    assert list(dict.fromkeys(changes)) == [name for name, _ in steps]
+    changes.clear()
+    registry.register(registration(2), now=1000)
+    changes.clear()
+    registry.heartbeat("127.0.0.1:2", "life-of-2", 1, 3, 0, now=1001)
+    assert changes == [], "load is no change"

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from llava_grpc.core.registry import Registration, Registry
+from llava_grpc.core.registry import Registry
 from llava_grpc.core.stall import LONGEST_PERIOD, StallWatch, tick_period
+from llava_grpc.core.worker import Registration
 
 INTERVAL, EXPIRY = 10.0, 30.0
 TOLERANCE = 2.0

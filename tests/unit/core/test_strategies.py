@@ -32,18 +32,11 @@ def fleet(
 ) -> Snapshot:
     count = len(speeds)
 
-    def column(values: Sequence[float]) -> np.ndarray:
-        return np.array(values or [0.0] * count, dtype=float)
+    def column(values: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.array(values if len(values) else [0.0] * count, dtype=float)
 
-    return Snapshot(
-        rows=np.arange(count),
-        speed=column(speeds),
-        queue=column(queues),
-        room=30 - column(queues),
-        unread=column(unread),
-        held_tokens=column(held),
-        held_pictures=column(pictures),
-    )
+    figures = (speeds, queues, 30 - column(queues), unread, held, pictures)
+    return Snapshot(np.arange(count), np.array([column(one) for one in figures]))
 
 
 def choose(strategy: Strategy, snapshot: Snapshot, random: Random, demand: Demand = NOTHING) -> int:

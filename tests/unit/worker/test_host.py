@@ -12,7 +12,7 @@ import pytest
 from llava_grpc.core.prompt import GenerationRequest, RawPrompt
 from llava_grpc.core.stream import Delta, Finished, FinishReason, Usage
 from llava_grpc.engines.base import Began, Ended, Failed
-from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, ImageInvalidError
+from llava_grpc.errors import AllSlotsTakenError, EngineFailedError, ImageInvalidError, ShuttingDownError
 from llava_grpc.worker.host import Answer, EngineHost
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import until
@@ -184,3 +184,17 @@ async def test_a_cancelled_requests_slot_is_promised_to_one_that_comes_before_th
         from_another_thread(lambda: engine.sinks[0](Ended(FinishReason.CANCELLED, Usage())))
         await asyncio.wait_for(coming, 5)
         assert host.running == 1
+
+
+async def test_an_engine_that_closes_leaves_no_answer_that_looks_complete():
+    engine = ScriptedEngine()
+    async with hosting(engine) as host:
+        answer = await host.submit(REQUEST)
+        sink = engine.sinks[0]
+        from_another_thread(
+            lambda: sink(Delta("a", (0,), 1)), lambda: sink(Ended(FinishReason.CANCELLED, Usage(1, 0, 1)))
+        )
+        events = answer.events()
+        assert await anext(events) == Delta("a", (0,), 1)
+        with pytest.raises(ShuttingDownError):
+            await anext(events)

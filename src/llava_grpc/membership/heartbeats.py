@@ -14,14 +14,13 @@ from typing import Any
 import grpc.aio
 
 from llava_grpc.errors import DeadlineExceededError, ServerUnreachableError
+from llava_grpc.rpc.joining import Metadata
 from llava_grpc.rpc.status import explain_rpc_error
 from llava_grpc.v1 import controller_pb2 as pb
 from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
 
 ANSWER_TIMEOUT = 10.0
 """Seconds that a controller has to answer the first heartbeat."""
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 class HeartbeatStream:
@@ -33,7 +32,7 @@ class HeartbeatStream:
         heartbeat: makes the next one. Called as it is sent.
         metadata: what shows that the worker may join.
 
-    All its methods but `close` raise LlavaGrpcError where the stream broke, or could not be opened; that is a
+    `begin` and `keep` raise LlavaGrpcError where the stream broke, or could not be opened; that is a
     ProtocolVersionError where the controller is older than these streams.
     """
 
@@ -49,12 +48,13 @@ class HeartbeatStream:
         stub: Any = ControllerServiceStub(channel)
         self._call = stub.Heartbeats(metadata=metadata)
         self._news: asyncio.Task[Any] = asyncio.ensure_future(self._call.read())
+        self._writing = asyncio.Lock()
 
     async def begin(self) -> bool:
         """Send the first heartbeat; whether the controller knows the worker."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                await self._send()
+                await self.send()
                 return await self._answer()
         except TimeoutError:
             raise DeadlineExceededError(
@@ -69,20 +69,22 @@ class HeartbeatStream:
         while True:
             done, _ = await asyncio.wait({self._news}, timeout=max(0.0, due - clock()))
             if not done:
-                await self._send()
+                await self.send()
                 due = clock() + interval
             elif not await self._answer():
                 return
+
+    async def send(self) -> None:
+        """Send a heartbeat now, beside those that are due."""
+        # A call that is over refuses; the answer that is read from it says why.
+        async with self._writing:
+            with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                await self._call.write(self._heartbeat())
 
     async def close(self) -> None:
         """End it. May be called at any stage."""
         self._call.cancel()
         await asyncio.gather(self._news, return_exceptions=True)
-
-    async def _send(self) -> None:
-        # A call that is over refuses; the answer that is read from it says why.
-        with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            await self._call.write(self._heartbeat())
 
     async def _answer(self) -> bool:
         await asyncio.wait({self._news})  # a bare await would cancel the call with the one who waits

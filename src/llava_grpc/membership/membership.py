@@ -1,5 +1,8 @@
 """A worker's place in one controller's fleet: register, heartbeat, register again, say goodbye.
 
+What is registered may change (where the worker is a controller it is what its own fleet serves); while there is nothing
+to serve it is in no fleet.
+
 Laws:
 1. Runs beside the serving of requests and never holds it up: a controller that is down costs its worker nothing.
 2. A controller that is not there yet is waited for, with jittered backoff; a refusal for good at the very first
@@ -7,6 +10,7 @@ Laws:
 3. A broken connection is looked into at once, not at the next heartbeat, so that a restarted controller knows its
    fleet again as soon as it is back.
 4. Whoever leaves says goodbye before its heartbeats end, so that nobody doubts it.
+5. A worker that drains tells its controller at once, in every heartbeat from then on, and never registers again.
 """
 
 from __future__ import annotations
@@ -23,19 +27,22 @@ import grpc
 import grpc.aio
 
 from llava_grpc.config import PROTOCOL_VERSION
-from llava_grpc.core.registry import Registration
+from llava_grpc.core.worker import Registration
 from llava_grpc.errors import LlavaGrpcError, MembershipError, ProtocolVersionError, RegistrationInvalidError
+from llava_grpc.membership.heartbeats import HeartbeatStream
 from llava_grpc.rpc.convert import card_to_pb, duration_from_pb
+from llava_grpc.rpc.joining import Metadata, join_metadata
 from llava_grpc.rpc.status import explain_rpc_error
 from llava_grpc.v1 import controller_pb2 as pb
 from llava_grpc.v1.controller_pb2_grpc import ControllerServiceStub
-from llava_grpc.worker.heartbeats import HeartbeatStream
 
 if TYPE_CHECKING:
     from llava_grpc.v1.controller_pb2_grpc import ControllerServiceAsyncStub
 
 CALL_TIMEOUT = 10.0
 """Seconds for one call. Registering includes the controller's calling back."""
+GOODBYE_TIMEOUT = 1.0
+"""Seconds for telling a controller that this worker drains, or leaves."""
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
 """Seconds before trying again, doubled each time, up to the second number; jittered by half. Over when a connection
 that was lost is back."""
@@ -43,68 +50,122 @@ that was lost is back."""
 _log = logging.getLogger(__name__)
 
 
-def join_metadata(join_token: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that shows a join token."""
-    return (("authorization", f"Bearer {join_token}"),) if join_token else ()
-
-
 @dataclass(slots=True, kw_only=True)
 class Membership:
-    """See the module. One for each controller of a worker."""
+    """See the module. One for each controller of a worker.
+
+    Args:
+        controller: its address.
+        channel: to it.
+        registration: what to be registered as; None while there is nothing to serve.
+        load: how busy the worker is, asked at each heartbeat.
+        join_token: shown to the controller.
+        random: for the jitter.
+    """
 
     controller: str
     channel: grpc.aio.Channel
-    registration: Registration
+    registration: Registration | None
     load: Callable[[], pb.Load]
     join_token: str = ""
     random: Random = field(default_factory=Random)
     registered: asyncio.Event = field(default_factory=asyncio.Event)
+    _told: Registration | None = None
+    """As what it is on the register, for all that is known here."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _draining: bool = False
     _ever_registered: bool = False
     _complaint: str = ""
     _sequence: int = 0
     _stream: HeartbeatStream | None = None
 
     async def run(self) -> None:
-        """Be a member until cancelled; then `leave`, which also closes what this leaves open.
+        """Be a member until cancelled, or unknown while draining; then `leave`, which closes what this leaves open.
 
         Raises:
             MembershipError, RegistrationInvalidError: the first registration was refused for good.
         """
-        while True:
-            interval = await self._register()
-            await self._heartbeats(interval)
+        while not self._draining:
+            self._changed.clear()
+            if self.registration is None:
+                await self.leave()
+                await self._changed.wait()
+            elif (interval := await self._register()) is not None:
+                await self._stay(interval)
             self.registered.clear()
 
+    def update(self, registration: Registration | None) -> None:
+        """From now on, be registered as that; None leaves the fleet until there is something to serve again. The life
+        that it names stays the same."""
+        if registration != self.registration:
+            self.registration = registration
+            self._changed.set()
+
+    async def drain(self) -> None:
+        """Tell the controller, if it can be told, that nothing new is taken any more."""
+        self._draining = True
+        if self._stream is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_TIMEOUT):
+                    await self._stream.send()
+
     async def leave(self) -> None:
-        """Deregister, if it was ever registered and the controller can be reached; quietly otherwise."""
-        if self._ever_registered:
-            request = pb.DeregisterRequest(address=self.registration.address, incarnation=self.registration.incarnation)
+        """Deregister, if it is on the register and the controller can be reached; quietly otherwise."""
+        if (told := self._told) is not None:
+            request = pb.DeregisterRequest(address=told.address, incarnation=told.incarnation)
             with contextlib.suppress(grpc.aio.AioRpcError):
-                await self._stub().Deregister(request, timeout=1.0, metadata=join_metadata(self.join_token))
+                await self._stub().Deregister(request, timeout=GOODBYE_TIMEOUT, metadata=self._metadata)
                 _log.info("left the fleet of %s", self.controller)
+            self._told = None
         await self._close_stream()
+
+    @property
+    def _metadata(self) -> Metadata:
+        return join_metadata(self.join_token)
 
     def _stub(self) -> ControllerServiceAsyncStub:
         return ControllerServiceStub(self.channel)
 
-    async def _register(self) -> float:
-        """Register, however long it takes; the heartbeat interval in seconds."""
-        request = pb.RegisterRequest(
-            address=self.registration.address,
-            incarnation=self.registration.incarnation,
-            protocol_version=PROTOCOL_VERSION,
-            models=[card_to_pb(card) for card in self.registration.cards],
-            speed=self.registration.speed,
-            slots=self.registration.slots,
-            check_heartbeat=self.registration.check_heartbeat,
-            version=self.registration.version,
-        )
+    async def _stay(self, interval: float) -> None:
+        """Send heartbeats, and register again what has changed beside them, until the controller does not know this
+        worker, or there is nothing to serve."""
+        heartbeats = asyncio.create_task(self._heartbeats(interval))
+        try:
+            while self.registration is not None:
+                changed = asyncio.ensure_future(self._changed.wait())
+                try:
+                    await asyncio.wait({heartbeats, changed}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+                if heartbeats.done():
+                    heartbeats.result()
+                    return
+                self._changed.clear()
+                await self._register()
+        finally:
+            heartbeats.cancel()
+            await asyncio.gather(heartbeats, return_exceptions=True)
+
+    async def _register(self) -> float | None:
+        """Register, however long it takes; the heartbeat interval in seconds. None where there is nothing to register
+        (any more)."""
         backoff = BACKOFF_FIRST
-        while True:
+        while (registration := self.registration) is not None and not self._draining:
+            request = pb.RegisterRequest(
+                address=registration.address,
+                incarnation=registration.incarnation,
+                protocol_version=PROTOCOL_VERSION,
+                models=[card_to_pb(card) for card in registration.cards],
+                speed=registration.speed,
+                slots=registration.slots,
+                check_heartbeat=registration.check_heartbeat,
+                version=registration.version,
+                kv_tokens=registration.kv_tokens,
+                cached_pictures=registration.cached_pictures,
+                controllers=registration.controllers,
+            )
             try:
-                response = await self._stub().Register(
-                    request, timeout=CALL_TIMEOUT, metadata=join_metadata(self.join_token)
-                )
+                response = await self._stub().Register(request, timeout=CALL_TIMEOUT, metadata=self._metadata)
             except grpc.aio.AioRpcError as rpc_error:
                 error = explain_rpc_error(rpc_error, self.controller)
                 final = isinstance(error, MembershipError | RegistrationInvalidError) and not error.retryable
@@ -116,15 +177,16 @@ class Membership:
                 _log.info(
                     "registered with %s as %s: a heartbeat every %g s, dropped after %g s without",
                     self.controller,
-                    self.registration.address,
+                    registration.address,
                     interval,
                     duration_from_pb(response.expiry),
                 )
-                self._complaint, self._ever_registered = "", True
+                self._told, self._complaint, self._ever_registered = registration, "", True
                 self.registered.set()
                 return interval
             await self._pause(backoff)
             backoff = min(2 * backoff, BACKOFF_MOST)
+        return None
 
     async def _heartbeats(self, interval: float) -> None:
         """Send heartbeats until the controller does not know this worker (any more)."""
@@ -147,9 +209,7 @@ class Membership:
         while True:
             await self._close_stream()
             opened = clock()
-            self._stream = stream = HeartbeatStream(
-                self.channel, self.controller, self._heartbeat, join_metadata(self.join_token)
-            )
+            self._stream = stream = HeartbeatStream(self.channel, self.controller, self._heartbeat, self._metadata)
             try:
                 if await stream.begin():
                     self._relieved()
@@ -167,12 +227,14 @@ class Membership:
             backoff = min(max(2 * backoff, BACKOFF_FIRST), BACKOFF_MOST)
 
     def _heartbeat(self) -> pb.HeartbeatsRequest:
+        assert self._told is not None, "not registered"
         self._sequence += 1
         return pb.HeartbeatsRequest(
-            address=self.registration.address,
-            incarnation=self.registration.incarnation,
+            address=self._told.address,
+            incarnation=self._told.incarnation,
             sequence=self._sequence,
             load=self.load(),
+            draining=self._draining,
         )
 
     async def _close_stream(self) -> None:
@@ -186,17 +248,16 @@ class Membership:
             await self._interval_or_broken_connection(interval)
             backoff = BACKOFF_FIRST
             while True:
-                self._sequence += 1
+                beat = self._heartbeat()  # as of this try, not of the first one
                 request = pb.HeartbeatRequest(
-                    address=self.registration.address,
-                    incarnation=self.registration.incarnation,
-                    sequence=self._sequence,
-                    load=self.load(),  # as of this try, not of the first one
+                    address=beat.address,
+                    incarnation=beat.incarnation,
+                    sequence=beat.sequence,
+                    load=beat.load,
+                    draining=beat.draining,
                 )
                 try:
-                    response = await self._stub().Heartbeat(
-                        request, timeout=CALL_TIMEOUT, metadata=join_metadata(self.join_token)
-                    )
+                    response = await self._stub().Heartbeat(request, timeout=CALL_TIMEOUT, metadata=self._metadata)
                     break
                 except grpc.aio.AioRpcError as rpc_error:
                     self._complain(explain_rpc_error(rpc_error, self.controller))
