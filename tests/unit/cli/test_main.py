@@ -9,7 +9,7 @@ import pytest
 
 from llava_grpc.cli.main import run
 
-HEAVY = {"torch", "transformers", "grpc", "google", "PIL", "numpy", "asyncio", "fastapi", "uvicorn", "pydantic"}
+HEAVY = {"torch", "transformers", "grpc", "google", "PIL", "numpy", "asyncio", "fastapi", "uvicorn"}
 
 
 COMMANDS = ("up", "controller", "worker", "gateway", "drain", "generate", "models", "workers", "explain", "simulate")
