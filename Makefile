@@ -84,6 +84,10 @@ bench-control: install ## What choosing a worker, heartbeats and ten thousand re
 fit-service: install ## Fit the simulator's model of a worker to the real engine (a quiet machine, please)
 	$(BIN)/python benchmarks/fit_service.py $(ARGS)
 
+.PHONY: chaos
+chaos: install ## Kill, freeze, cut off and restart real processes under load (about 10 minutes; all drills as root)
+	$(BIN)/python -m drills $(ARGS)
+
 .PHONY: wheel
 wheel: install ## Build dist/*.whl
 	$(BIN)/python -m build --wheel

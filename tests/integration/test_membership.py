@@ -97,6 +97,23 @@ async def test_a_silent_worker_is_dropped_and_told_so_by_its_next_heartbeat():
             assert not (await controller.control.Heartbeat(beat)).known
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_suspect_that_leaves_before_it_is_asked_is_not_asked(comes_back: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llava_grpc.controller.fleet.PROBE_FIRST", 0.05)
+    async with Cluster(workers=0) as cluster, connected(cluster.address) as controller, fake_worker(dies_at_once) as w:
+        fleet = cluster.controller.fleet
+        await controller.control.Register(w.registration())
+        assert fleet.suspect(w.address, w.incarnation)
+        fleet.channel(w.address, w.incarnation)
+        [probing] = fleet._probing.values()
+        await asyncio.sleep(0)  # it has begun
+        fleet.deregister(w.address, w.incarnation)
+        if comes_back:  # the same life, over another channel
+            await controller.control.Register(w.registration())
+        await probing
+        assert [known.state.value for known in fleet.registry.workers()] == (["alive"] if comes_back else [])
+
+
 async def test_a_worker_whose_heartbeats_come_stays():
     async with Cluster(workers=1, heartbeat_interval=0.05, heartbeat_expiry=5.0) as cluster:
         [worker] = cluster.controller.registry.workers()

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 START_TIMEOUT = 60.0
 """Seconds that a node may take to be ready on a busy machine."""
 STOP_TIMEOUT = 15.0
+CONTROLLER_SERVES = r"controller at (\S+), strategy"
+WORKER_REGISTERED = r"registered with {} as (\S+?):? "
+"""What a node says when it is ready, a worker with a controller's address in the braces; the group is its own."""
 
 
 class NodeProcess:
@@ -25,12 +30,13 @@ class NodeProcess:
     Args:
         arguments: what follows `llava-grpc` on the command line.
         environment: variables on top of this process's own, without its LLAVA_GRPC_*.
+        within: a command that runs what follows it in its own place, e.g. in another network.
     """
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None, within: Sequence[str] = ()) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_GRPC_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llava_grpc", *arguments],
+            [*within, sys.executable, "-m", "llava_grpc", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -57,10 +63,21 @@ class NodeProcess:
         with self._news:
             return "\n".join(self._said)
 
-    def wait_for(self, pattern: str, timeout: float = START_TIMEOUT) -> re.Match[str]:
-        """The first line, past or to come, in which `pattern` is found."""
+    @property
+    def lines(self) -> int:
+        """How many lines it has said so far."""
+        with self._news:
+            return len(self._said)
+
+    def count(self, pattern: str, since: int = 0) -> int:
+        """In how many lines, after the first `since`, `pattern` is found."""
+        with self._news:
+            return sum(re.search(pattern, line) is not None for line in self._said[since:])
+
+    def wait_for(self, pattern: str, timeout: float = START_TIMEOUT, since: int = 0) -> re.Match[str]:
+        """The first line, past or to come, after the first `since`, in which `pattern` is found."""
         deadline = time.monotonic() + timeout
-        seen = 0
+        seen = since
         with self._news:
             while True:
                 for line in self._said[seen:]:
@@ -76,6 +93,15 @@ class NodeProcess:
     def send_signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
         self._process.send_signal(number)
+
+    def freeze(self) -> None:
+        """Stop it where it is; returns when it runs no more."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """Let it run on."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """As an out-of-memory killer would; returns when it is gone."""
@@ -120,14 +146,14 @@ class NodeProcess:
 def start_controller(*flags: str, environment: dict[str, str] | None = None) -> NodeProcess:
     """A controller on a free loopback port, serving."""
     node = NodeProcess("controller", "--port", "0", *flags, environment=environment)
-    return _ready(node, r"controller at (\S+), strategy")
+    return _ready(node, CONTROLLER_SERVES)
 
 
 def start_worker(controller: str, *flags: str, environment: dict[str, str] | None = None) -> NodeProcess:
     """A worker on a free loopback port, registered; the echo engine unless `flags` say otherwise."""
     engine = () if "--engine" in flags else ("--engine", "echo")
     node = NodeProcess("worker", "--port", "0", "--controller", controller, *engine, *flags, environment=environment)
-    return _ready(node, r"registered with \S+ as (\S+?):? ")
+    return _ready(node, WORKER_REGISTERED.format(r"\S+"))
 
 
 def _ready(node: NodeProcess, pattern: str) -> NodeProcess:

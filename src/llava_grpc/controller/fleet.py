@@ -125,11 +125,13 @@ class Fleet:
 
     async def _probe(self, address: str, incarnation: str, pause: float) -> None:
         """Ask a suspect who it is, less and less often, until it answers or is off the register."""
-        stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
         try:
             while (worker := self.registry.find(address, incarnation)) and worker.state is WorkerState.SUSPECT:
                 await asyncio.sleep(pause)
                 pause = min(max(2 * pause, PROBE_FIRST), PROBE_MOST)
+                if self.registry.find(address, incarnation) is None:  # it left while it was let be
+                    return
+                stub: WorkerServiceAsyncStub = WorkerServiceStub(self.channel(address, incarnation))
                 try:
                     status = await stub.GetStatus(worker_pb2.GetStatusRequest(), timeout=PROBE_TIMEOUT)
                 except grpc.aio.AioRpcError:
