@@ -27,7 +27,7 @@ RATE = 20.0
 
 async def drill(stage: Stage) -> Outcome:
     """See the module."""
-    outcome, chance, kills = Outcome(NAME), stage.chance(NAME), stage.either(6, 2)
+    outcome, chance, kills = Outcome(NAME), stage.chance(NAME), stage.either(6, 1)
     move = stage.bar("controllers killed", kills)
     new_work_ms = []
     fleet = Fleet(controllers=2, workers=3, controller_flags=CONTROLLER, worker_flags=WORKER)

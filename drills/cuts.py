@@ -17,6 +17,7 @@ from drills.mix import MODEL_TOLERANCE, questions
 from drills.outcome import Outcome, percentile
 from drills.stage import Stage, leave
 from llava_grpc.client import AsyncClient
+from tests.support.processes import NodeProcess
 
 DETECT_MS = 100.0
 """From a kill to the controller's acting on it, p99 over the kills of echo workers. A process of half a gigabyte is not
@@ -40,7 +41,7 @@ class Terms:
     rate: float
     at_once: int
     fewest: int
-    """Streams on a worker that is to be killed, at least."""
+    """Streams on a worker that is to be killed, at least; fewer than its share of `at_once`."""
     timed: bool = False
     tolerance: float = 0.0
 
@@ -53,11 +54,11 @@ async def echo(stage: Stage) -> Outcome:
             name="echo-cuts",
             workers=4,
             worker_flags=("--engine", "echo", "--engine-option", "token_interval_ms=120", "--speed", "1"),
-            cuts=stage.either(1000, 60),
-            kills=stage.either(50, 5),
+            cuts=stage.either(1000, 40),
+            kills=stage.either(50, 3),
             most=stage.either(200, 20),
-            questions=stage.either(200, 60),
-            tokens=(10, 80),
+            questions=stage.either(200, 50),
+            tokens=stage.either((10, 80), (10, 40)),
             rate=20.0,
             at_once=180,
             fewest=3,
@@ -74,14 +75,14 @@ async def model(stage: Stage) -> Outcome:
             name="model-cuts",
             workers=2,
             worker_flags=("--engine", "transformers", "--threads", "1", "--slots", "24", "--speed", "1"),
-            cuts=stage.either(100, 8),
+            cuts=stage.either(100, 4),
             kills=stage.either(5, 1),
             most=stage.either(20, 4),
-            questions=stage.either(60, 20),
-            tokens=(40, 160),
-            rate=8.0,
+            questions=stage.either(60, 10),
+            tokens=stage.either((40, 160), (30, 80)),
+            rate=16.0,
             at_once=32,
-            fewest=stage.either(13, 6),
+            fewest=stage.either(12, 5),
             tolerance=MODEL_TOLERANCE,
         ),
     )
@@ -122,11 +123,11 @@ async def _drill(stage: Stage, terms: Terms) -> Outcome:
 
 
 async def _kill_one(fleet: Fleet, client: AsyncClient, chance: Random, fewest: int) -> tuple[float, float]:
-    """Kill a worker at a random moment while it answers `fewest` and more, and replace it at once, half of the time at
-    the very same address. Milliseconds until the process was gone, and until the controller had noticed."""
-    victim = chance.choice(fleet.workers)
-    while await _in_flight(client, victim.address) < fewest:
+    """Kill a worker at a random moment, one of those that answer `fewest` and more, and replace it at once, half of the
+    time at the very same address. Milliseconds until the process was gone, and until the controller had noticed."""
+    while not (busy := await _busy(fleet, client, fewest)):
         await asyncio.sleep(0.05)
+    victim = chance.choice(busy)
     await asyncio.sleep(chance.uniform(0.0, 0.3))
     said_before, killed_at = fleet.controller.lines, time.time()
     victim.kill()
@@ -136,5 +137,6 @@ async def _kill_one(fleet: Fleet, client: AsyncClient, chance: Random, fewest: i
     return (gone_at - killed_at) * 1e3, (noticed_at - killed_at) * 1e3
 
 
-async def _in_flight(client: AsyncClient, address: str) -> int:
-    return sum(worker.in_flight for worker in await client.workers() if worker.address == address)
+async def _busy(fleet: Fleet, client: AsyncClient, fewest: int) -> list[NodeProcess]:
+    in_flight = {worker.address: worker.in_flight for worker in await client.workers()}
+    return [node for node in fleet.workers if in_flight.get(node.address, 0) >= fewest]

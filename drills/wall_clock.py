@@ -54,7 +54,7 @@ async def drill(stage: Stage) -> Outcome:
         }
         fleet = Fleet(workers=3, controller_flags=CONTROLLER, worker_flags=WORKER, environment=environment)
         async with fleet, AsyncClient(fleet.addresses) as client:
-            asked = await questions(client, chance, 40, tokens=(10, 60), at_once=40)
+            asked = await questions(client, chance, 40, tokens=(10, 50), at_once=40)
             before = Footprint(fleet.controllers)
             async with Load(client, asked, RATE, chance) as load:
                 for number, seconds in enumerate(moves):
