@@ -70,6 +70,10 @@ class Worker:
         answer = await self._beats.read()
         assert answer.known, "a worker that has just registered is known"
 
+    async def Drain(self, request: object, context: Any) -> None:  # noqa: N802
+        """Nobody drains it."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a worker of a benchmark")
+
     async def beat(self) -> None:
         """A heartbeat."""
         self._sequence += 1

@@ -15,6 +15,7 @@ PROTOCOL_VERSION = 1
 
 DEFAULT_CONTROLLER_PORT = 21001
 DEFAULT_WORKER_PORT = 21002
+DEFAULT_GATEWAY_PORT = 8000
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 DEFAULT_STRATEGY = "expected_first_token"
 """The simulator's choice; the evidence is in docs/dispatch.md."""
@@ -206,3 +207,37 @@ class WorkerSettings:
         if self.address:
             _demand_address(self.address, "the worker's address")
         _demand_token(self.join_token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """What a gateway is told."""
+
+    host: str = "127.0.0.1"
+    """Interface to listen on."""
+    port: int = DEFAULT_GATEWAY_PORT
+    """0: any free one."""
+    controllers: tuple[str, ...] = (f"127.0.0.1:{DEFAULT_CONTROLLER_PORT}",)
+    """Whom it asks."""
+    api_keys: tuple[str, ...] = ()
+    """Of which one must be shown. Empty: anybody who reaches it may ask."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask from a browser; `*`: all."""
+    image_hosts: tuple[str, ...] = ()
+    """Hosts from which pictures may be fetched, `*.example.com` with all below it. Empty: none."""
+    image_bytes: int = 20 * 1024 * 1024
+    """The largest picture fetched."""
+    image_timeout: float = 10.0
+    """Seconds for fetching one."""
+    body_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    """The largest body taken. Base64 makes pictures a third larger."""
+
+    def __post_init__(self) -> None:
+        _demand(0 <= self.port <= 65535, f"port {self.port} does not exist; use 0 to 65535")
+        _demand(bool(self.controllers), "a gateway needs a controller to ask")
+        _demand(all(key.strip() == key and key for key in self.api_keys), "an API key is empty or has spaces around it")
+        _demand(self.image_bytes >= 1, "pictures have at least one byte")
+        _demand(self.image_timeout > 0, "the time for fetching a picture must be above 0")
+        _demand(self.body_bytes >= 1024, "bodies need at least 1 KiB")
+        for host in self.image_hosts:
+            _demand("/" not in host and ":" not in host and host == host.lower(), f"{host!r} is no host to fetch from")

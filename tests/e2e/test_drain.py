@@ -3,10 +3,15 @@
 import json
 import signal
 
+import grpc
 import pytest
 
+from llava_grpc.errors import ShuttingDownError
+from llava_grpc.rpc.status import from_rpc_error
+from llava_grpc.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.e2e.test_cli import cli
 from tests.support.processes import NodeProcess, start_controller, start_worker
+from tests.support.wire import ask
 
 STUCK = ("--engine-option", "hang_after=3")
 LONG = ("--grace", "600")
@@ -44,7 +49,7 @@ def test_streams_that_are_left_are_counted_and_the_exit_code_tells_of_those_that
             assert drain.wait() == 3, "who waited before is told the same"
             last = json.loads(drain.said.splitlines()[-1])
             assert (last["running"], last["ended"], last["done"]) == (0, 1, True)
-            question.wait_for("SHUTTING_DOWN")
+            question.wait_for('"event": "error"')  # it looked for somebody to go on, and there was nobody
             assert question.wait() == 1
         assert worker.wait() == 0
 
@@ -65,10 +70,14 @@ def test_a_signal_drains_and_a_second_one_ends_at_once(number: int, code: int):
 
 def test_a_controller_that_is_stopped_says_why_it_ends_a_stream():
     with start_controller("--grace", "0.1") as controller, start_worker(controller.address, *STUCK):
-        with asking(controller.address) as question:
+        with grpc.insecure_channel(controller.address) as channel:
+            call = InferenceServiceStub(channel).Generate(ask(max_new_tokens=9), timeout=30)
+            while next(call).delta.end_offset < 3:
+                pass
             controller.send_signal(signal.SIGTERM)
-            question.wait_for("SHUTTING_DOWN")
-            assert question.wait() == 1
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+        assert isinstance(from_rpc_error(caught.value), ShuttingDownError)  # type: ignore[arg-type]
         assert controller.wait() == 0
 
 

@@ -17,8 +17,8 @@ from tests.support.processes import NodeProcess
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-MAKE, ASK, GRPCURL, CONTROLLER, WORKERS = [code for language, code in BLOCKS if language == "bash"]
-[PYTHON] = [code for language, code in BLOCKS if language == "python"]
+MAKE, ASK, GRPCURL, GATEWAY, CONTROLLER, WORKERS = [code for language, code in BLOCKS if language == "bash"]
+PYTHON, OPENAI = [code for language, code in BLOCKS if language == "python"]
 DEFAULT_ADDRESS = "127.0.0.1:21001"
 HEART = "a red heart"
 
@@ -62,6 +62,13 @@ def test_the_grpcurl_examples_run(fleet: NodeProcess):
     out = run(GRPCURL, fleet)
     for expected in ("llava_grpc.v1.InferenceService", "rpc Generate", '"llava-demo"', '"finished"', '"SERVING"'):
         assert expected in out
+
+
+def test_the_openai_example_runs_through_a_gateway(fleet: NodeProcess):
+    _, *arguments = shlex.split(GATEWAY.replace(DEFAULT_ADDRESS, fleet.address).replace("--port 8000", "--port 0"))
+    with NodeProcess(*arguments) as gateway:
+        url = gateway.wait_for(r"API at (http://\S+)/v1").group(1)
+        assert HEART in run(OPENAI.replace("http://127.0.0.1:8000", url), fleet, shell=False)
 
 
 def test_the_make_targets_exist():

@@ -18,6 +18,7 @@ FLOORS = [
     {"membership"},
     {"worker", "controller"},
     {"client"},
+    {"gateway"},
     {"testing"},
     {"cli"},
     {"__main__", "__init__"},

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from llava_grpc import __version__
-from llava_grpc.cli import ask, drain, explain, fleet, nodes, simulate
+from llava_grpc.cli import ask, drain, explain, fleet, gateway, nodes, simulate
 from llava_grpc.cli.output import say_error, say_failure
 from llava_grpc.config import SettingsError
 from llava_grpc.errors import LlavaGrpcError
@@ -31,6 +31,7 @@ _SERVE, _ASK, _MEASURE = "Serve", "Ask", "Measure"
 app.command("up", rich_help_panel=_SERVE)(nodes.up)
 app.command("controller", rich_help_panel=_SERVE)(nodes.controller)
 app.command("worker", rich_help_panel=_SERVE)(nodes.worker)
+app.command("gateway", rich_help_panel=_SERVE)(gateway.gateway)
 app.command("drain", rich_help_panel=_SERVE)(drain.drain)
 app.command("generate", rich_help_panel=_ASK)(ask.generate)
 app.command("models", rich_help_panel=_ASK)(fleet.models)

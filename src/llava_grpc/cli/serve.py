@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llava_grpc.cli.output import print_json, say_error, say_failure
-from llava_grpc.config import ControllerSettings, SettingsError, WorkerSettings
+from llava_grpc.config import ControllerSettings, GatewaySettings, SettingsError, WorkerSettings
 from llava_grpc.errors import LlavaGrpcError
 
 if TYPE_CHECKING:
@@ -97,6 +97,24 @@ async def run_controller(settings: ControllerSettings) -> int:
     except LlavaGrpcError as error:
         say_error(error)
         return 1
+    finally:
+        await node.stop()
+    return signals.exit_code
+
+
+async def run_gateway(settings: GatewaySettings, grace: float) -> int:
+    """A gateway's life; the exit code.
+
+    Raises:
+        SettingsError: it cannot listen there.
+    """
+    from llava_grpc.gateway.app import GatewayNode
+
+    signals = Signals()
+    node = GatewayNode(settings, grace)
+    try:
+        if not await signals.interrupt(node.start()):
+            await signals.interrupt(asyncio.Event().wait())
     finally:
         await node.stop()
     return signals.exit_code

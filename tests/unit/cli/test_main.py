@@ -9,10 +9,10 @@ import pytest
 
 from llava_grpc.cli.main import run
 
-HEAVY = {"torch", "transformers", "grpc", "google", "PIL", "numpy", "asyncio"}
+HEAVY = {"torch", "transformers", "grpc", "google", "PIL", "numpy", "asyncio", "fastapi", "uvicorn"}
 
 
-COMMANDS = ("up", "controller", "worker", "drain", "generate", "models", "workers", "explain", "simulate")
+COMMANDS = ("up", "controller", "worker", "gateway", "drain", "generate", "models", "workers", "explain", "simulate")
 LIGHT = f"""
 COMMANDS = {COMMANDS!r}
 import llava_grpc, llava_grpc.demo

@@ -101,8 +101,10 @@ def test_a_worker_that_comes_back_unnoticed_has_lost_what_it_was_doing_and_works
 
 
 def test_nobody_well_is_told():
-    done = late([Request(0.0, work=10.0)], [Spec()], faults=Faults([Fault(0, 5.0, 20.0)], noticed=1.0))
-    assert [(type(job.error), job.finished) for job in done] == [(NoLiveWorkerError, 6.0)]
+    """Whoever lost a worker just now waits for it; who comes a while later is told that nobody is well."""
+    requests = [Request(0.0, work=10.0), Request(10.0, work=1.0)]
+    done = late(requests, [Spec()], faults=Faults([Fault(0, 5.0, 20.0)], noticed=1.0))
+    assert [(type(job.error), job.finished) for job in done] == [(type(None), 30.0), (NoLiveWorkerError, 10.0)]
 
 
 @pytest.mark.parametrize("back", [50.0, 95.0, 250.0])
