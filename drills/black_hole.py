@@ -113,7 +113,9 @@ async def _drill(stage: Stage, outcome: Outcome, way: Link) -> None:
     )
     async with fleet, AsyncClient(fleet.addresses) as client:
         far = await fleet.add_worker(0, "--host", way.there, within=way.within)
-        asked = await questions(client, chance, stage.either(60, 30), tokens=(10, 60), at_once=60)
+        asked = await questions(
+            client, chance, stage.either(60, 30), tokens=stage.either((10, 60), (10, 40)), at_once=60
+        )
         before = Footprint([*fleet.controllers, *fleet.workers])
         for number in range(rounds):
             await silence.falls_silent(fleet, client, asked, chance, outcome, far, begin=way.swallow, end=way.heal)

@@ -22,7 +22,9 @@ async def drill(stage: Stage) -> Outcome:
     move = stage.bar("freezes", rounds)
     fleet = Fleet(workers=3, controller_flags=silence.CONTROLLER, worker_flags=silence.WORKER)
     async with fleet, AsyncClient(fleet.addresses) as client:
-        asked = await questions(client, chance, stage.either(60, 30), tokens=(10, 60), at_once=60)
+        asked = await questions(
+            client, chance, stage.either(60, 30), tokens=stage.either((10, 60), (10, 40)), at_once=60
+        )
         before = Footprint([*fleet.controllers, *fleet.workers])
         for number in range(rounds):
             victim = chance.choice(fleet.workers)
