@@ -135,6 +135,23 @@ async def test_a_worker_that_falls_silent_is_asked_and_its_streams_go_on():
         assert worker.state.value == "suspect"
 
 
+async def test_a_whole_answer_is_whole_though_the_end_of_its_call_never_comes():
+    """Seed 1008231 of the histories: the link was cut between the last frame and the call's own end."""
+    async with halfway(hangs) as (_, stubs, failing, real):
+
+        async def answers_and_is_cut_off(request: pb.GenerateRequest, context: Any) -> None:
+            async for frame in real.inference.Generate(request):
+                await context.write(frame)
+            failing.mute = True
+            await hangs(request, context)
+
+        failing.behaviour = answers_and_is_cut_off
+        request = REQUESTS["greedy"]
+        answer = await answer_to(stubs.inference, request)
+        assert same(answer, await answer_to(real.inference, request))
+        assert (failing.calls, answer.kinds.count("finished"), answer.finished.resumes) == (1, 1, 0)
+
+
 async def test_one_that_is_silent_but_answers_is_left_alone():
     async with halfway(hangs) as (cluster, stubs, failing, _):
         call = stubs.inference.Generate(REQUESTS["greedy"])

@@ -28,7 +28,17 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 NODES = ("controller", "worker")
-NOT_FOR_A_CONTROLLER = {"torch", "transformers", "accelerate", "safetensors", "pillow"}
+NOT_FOR_A_CONTROLLER = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "pillow",
+    "fastapi",
+    "httpx",
+    "prometheus-client",
+    "uvicorn",
+}
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -106,9 +116,10 @@ def test_the_controllers_image_holds_what_a_controller_loads_and_no_more() -> No
     assert set(after.split()) == declared - NOT_FOR_A_CONTROLLER
 
     # None in sys.modules makes an import fail, as in an image without the library.
+    missing = sorted((NOT_FOR_A_CONTROLLER - {"pillow"}) | {"PIL", "yaml", "prometheus_client"})
     program = f"""
 import sys
-sys.modules.update(dict.fromkeys({sorted((NOT_FOR_A_CONTROLLER - {"pillow"}) | {"PIL", "yaml"})!r}))
+sys.modules.update(dict.fromkeys({missing!r}))
 import asyncio
 from llava_grpc.cli.main import run
 import llava_grpc.cli.serve

@@ -220,6 +220,8 @@ class Proxy:
             # watchdog, or by gRPC.
             task = asyncio.current_task()
             if task is not None and task.cancelling() == 0 and call.done():
+                if relay.usage is not None:  # the answer is complete: only the call's own end was lost
+                    return
                 why = watched.silence or f"the stream of worker {assignment.address} was cut"
                 raise WorkerLostError(why) from None
             raise

@@ -221,7 +221,7 @@ class Cluster:
             self._cut(self._all_ways(fault.target), fault.lasts)
         elif kind is Kind.DELAY:
             for way in (network.way(fault.target, fault.other), network.way(fault.other, fault.target)):
-                way.slower *= fault.factor
+                way.slower = max(way.slower, fault.factor)
                 self._later(fault.lasts, setattr, way, "slower", 1.0)
         elif kind is Kind.RESET:
             network.reset(fault.target, fault.other)
