@@ -19,6 +19,7 @@ DEFAULT_GATEWAY_PORT = 8000
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 DEFAULT_STRATEGY = "expected_first_token"
 """The simulator's choice; the evidence is in docs/dispatch.md."""
+LONGEST_GRACE = 366 * 86_400
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -35,9 +36,9 @@ def check_grace(seconds: float) -> None:
     """Pass a grace time.
 
     Raises:
-        SettingsError: it is negative, or without an end.
+        SettingsError: it is negative, or longer than anybody means.
     """
-    _demand(math.isfinite(seconds) and seconds >= 0, f"grace is {seconds:g} s; it must be finite and not negative")
+    _demand(0 <= seconds <= LONGEST_GRACE, f"grace is {seconds:g} s; it must be from 0 to {LONGEST_GRACE:,} s, a year")
 
 
 _ADDRESS = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})$")

@@ -83,5 +83,6 @@ def _lost(address: str, heard: bool, how: str) -> LlavaGrpcError:
             remedy="Look at its log; its streams go on elsewhere",
         )
     return WorkerUnreachableError(
-        f"worker {address} does not answer ({how})", remedy="If it does not come back, end its process: it gets no work"
+        f"worker {address} does not answer ({how})",
+        remedy="It has not been told: try again when it answers, or end its process",
     )

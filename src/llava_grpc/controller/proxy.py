@@ -89,7 +89,7 @@ class Proxy:
             raise
         finally:
             fleet.let_go(asked.kept)
-            usage = relay.usage or pb.Usage()
+            usage = relay.usage or pb.Usage(completion_tokens=relay.log.made)
             if relay.usage is None:
                 fleet.dispatcher.counters.charge(entry.tenant, answer=relay.log.made)
             fleet.finish(entry, outcome, usage.prompt_tokens, usage.completion_tokens)
