@@ -91,7 +91,7 @@ def _add_routes(app: FastAPI, serving: Serving, client: AsyncClient, pictures: P
         tells_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
         shape = Chat(bool(body.logprobs))
         reply = Reply(shape, f"chatcmpl-{REQUEST_ID.get()}", len(requests), tells_usage=tells_usage)
-        asked = Asked("chat", requests, reply, tells_usage)
+        asked = Asked("chat", requests, reply)
         return await (serving.streamed if body.stream else serving.whole)(request, asked)
 
     @app.post("/v1/completions", tags=["OpenAI"], response_model=None)
@@ -101,7 +101,7 @@ def _add_routes(app: FastAPI, serving: Serving, client: AsyncClient, pictures: P
         tells_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
         shape = Completion(body.logprobs is not None)
         reply = Reply(shape, f"cmpl-{REQUEST_ID.get()}", len(requests), tells_usage=tells_usage)
-        asked = Asked("completions", requests, reply, tells_usage)
+        asked = Asked("completions", requests, reply)
         return await (serving.streamed if body.stream else serving.whole)(request, asked)
 
 

@@ -43,7 +43,6 @@ class Asked:
     route: str
     requests: Sequence[GenerationRequest]
     reply: Reply
-    tells_usage: bool = False
     began: float = field(default_factory=time.monotonic)
     has_text: bool = False
 
@@ -66,7 +65,7 @@ class Serving:
             async with answers(self._client, asked.requests) as events:
                 async for number, event in events:
                     self._note(asked, event)
-                    asked.reply.chunks(number, event)
+                    asked.reply.take(number, event)
 
         try:
             await _unless_left(request.receive, all_of_it())
@@ -112,7 +111,7 @@ class Serving:
             yield _event(ApiError.of(error).body())
             return
         self._count_tokens(asked)
-        if asked.tells_usage:
+        if asked.reply.tells_usage:
             yield _event(asked.reply.usage_chunk())
         yield b"data: [DONE]\n\n"
 

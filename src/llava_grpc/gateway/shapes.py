@@ -25,8 +25,8 @@ class Shape(Protocol):
     def opening(self) -> Json | None:
         """What a choice's first chunk says before any text."""
 
-    def part(self, delta: Delta, text_before: str) -> Json:
-        """What a choice's chunk says."""
+    def part(self, delta: Delta, offset: int) -> Json:
+        """What a choice's chunk says; so many characters came before it."""
 
     def closing(self) -> Json:
         """What its last chunk says beside the reason of its end."""
@@ -38,6 +38,7 @@ class Shape(Protocol):
 @dataclass(slots=True)
 class _Choice:
     text: list[str] = field(default_factory=list)
+    characters: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None
 
@@ -52,7 +53,7 @@ class Reply:
         self._choices = [_Choice() for _ in range(choices)]
         self._model = ""
         self._fingerprint: str | None = None
-        self._tells_usage = tells_usage
+        self.tells_usage = tells_usage
 
     @property
     def usage(self) -> Usage:
@@ -60,22 +61,31 @@ class Reply:
         ended = [choice.finished.usage for choice in self._choices if choice.finished is not None]
         return Usage(*(sum(getattr(one, name) for one in ended) for name in Usage.__slots__))
 
-    def chunks(self, number: int, event: Told) -> list[Json]:
-        """What there is to tell now that this happened to that choice."""
+    def take(self, number: int, event: Told) -> None:
+        """This happened to that choice."""
         choice = self._choices[number]
         match event:
             case Started():
                 self._model = event.model
                 self._fingerprint = system_fingerprint(event.fingerprint)
+            case Delta():
+                choice.text.append(event.text)
+                choice.characters += len(event.text)
+                choice.logprobs += event.logprobs
+            case Finished():
+                choice.finished = event
+
+    def chunks(self, number: int, event: Told) -> list[Json]:
+        """Take it, and what there is to tell of it."""
+        offset = self._choices[number].characters
+        self.take(number, event)
+        match event:
+            case Started():
                 opening = self._shape.opening()
                 return [] if opening is None else [self._chunk(number, opening, None)]
             case Delta():
-                part = self._shape.part(event, "".join(choice.text) if event.logprobs else "")
-                choice.text.append(event.text)
-                choice.logprobs += event.logprobs
-                return [self._chunk(number, part, None)]
+                return [self._chunk(number, self._shape.part(event, offset), None)]
             case Finished():
-                choice.finished = event
                 return [self._chunk(number, self._shape.closing(), event.reason.value)]
 
     def usage_chunk(self) -> Json:
@@ -113,7 +123,7 @@ class Reply:
             **self._head(f"{self._shape.object}.chunk"),
             "choices": [{"index": number, **says, "finish_reason": reason}],
         }
-        if self._tells_usage:
+        if self.tells_usage:
             chunk["usage"] = None
         return chunk
 
@@ -129,7 +139,7 @@ class Chat:
     def opening(self) -> Json:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def part(self, delta: Delta, text_before: str) -> Json:
+    def part(self, delta: Delta, offset: int) -> Json:
         return {"delta": {"content": delta.text}, "logprobs": self._told(delta.logprobs)}
 
     def closing(self) -> Json:
@@ -165,8 +175,8 @@ class Completion:
     def opening(self) -> None:
         return None
 
-    def part(self, delta: Delta, text_before: str) -> Json:
-        return {"text": delta.text, "logprobs": self._told(delta.logprobs, len(text_before))}
+    def part(self, delta: Delta, offset: int) -> Json:
+        return {"text": delta.text, "logprobs": self._told(delta.logprobs, offset)}
 
     def closing(self) -> Json:
         return {"text": "", "logprobs": None}
